@@ -90,15 +90,35 @@ def bernoulli_mask(
         axis = 0 if unit == "row" else axes - 1
         shape = tuple(n if i == axis else 1 for i, n in enumerate(local_shape))
         index_shape, start, length = (where.shape[axis],), (where.start[axis],), (local_shape[axis],)
-    threshold = round(keep * _WORD) - (_WORD >> 1)
-    if threshold >= _WORD >> 1:  # keep = 1, or so near that no int32 lies above
+    limit = threshold(keep)
+    if limit >= _WORD >> 1:  # keep = 1, or so near that no int32 lies above
         return torch.ones(shape if unit != "block" else (1,) * axes, dtype=torch.bool, device=device)
     out = torch.empty(prod(length), dtype=torch.bool, device=device)
     for low, piece in _part_hashes(seed, step, name, index_shape, start, length, out.device):
-        torch.lt(piece, threshold, out=out[low : low + piece.numel()])
+        torch.lt(piece, limit, out=out[low : low + piece.numel()])
     return (
         out.view(shape) if unit != "block" or axes == 0 else spread_blocks(out.view(shape), where, local_shape, block)
     )
+
+
+def threshold(keep: float) -> int:
+    """Return the signed word below which the hash of a selected entry lies; 2^31, above every one, for keep = 1."""
+    return round(keep * _WORD) - (_WORD >> 1)
+
+
+def below(first: int, second: int, limit: int, start: int, count: int, device: torch.device | str) -> Tensor:
+    """Return which of `count` entries from flat index `start` have a hash below `limit`: bool, (count,).
+
+    `first` and `second` are the `keys`; the indices must share their high word.
+    """
+    out = torch.empty(count, dtype=torch.bool, device=device)
+    size = _chunk(out.device)
+    for low in range(0, count, size):
+        here = min(size, count - low)
+        x = torch.arange(here, dtype=torch.int32, device=device)
+        x += _signed(start + low + first)
+        torch.lt(_finish(x, torch.empty_like(x), second), limit, out=out[low : low + here])
+    return out
 
 
 def uniform_scores(
