@@ -73,11 +73,14 @@ class Index:
             raise CheckpointError(
                 f"an index is a row of bytes, got {self.data.dtype} of shape {tuple(self.data.shape)}"
             )
+        data = self.data.numpy()
         if self.coding == "bitmap":
-            _bits(self.data.numpy(), self.entries, self.moved)
+            _check_bits(data, self.entries)
+            if (found := _ones(data)) != self.moved:
+                raise CheckpointError(f"the index holds {found} positions, its header says {self.moved}")
         else:
             count = self.moved if self.coding == "gaps" else self.entries - self.moved
-            _decode_gaps(self.data.numpy(), self.low, self.entries, count)
+            _check_gaps(data, self.low, self.entries, count)
 
 
 def encode_mask(mask: Tensor) -> Index:
@@ -172,19 +175,31 @@ def _encode_gaps(positions: _Numbers, entries: int) -> tuple[int, _Numbers]:
     return low, np.concatenate([np.packbits(unary, bitorder="little"), planes.reshape(-1)])
 
 
-def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> _Numbers:
-    """Return the `count` ascending positions; raises CheckpointError on anything `_encode_gaps` would not write."""
+def _check_gaps(data: _Numbers, low: int, entries: int, count: int) -> tuple[_Numbers, _Numbers]:
+    """Return the unary bytes and the planes; raises CheckpointError on anything `_encode_gaps` would not write.
+
+    Counting bits is enough: positions ascend whatever the bits are, and the sum of all gaps is where the last one lies.
+    """
     plane = _bytes_for(count)
     split = data.size - low * plane
-    ends = np.flatnonzero(np.unpackbits(data[: max(split, 0)], bitorder="little").view(np.bool_))
-    used = int(ends[-1]) + 1 if ends.size else 0
-    if ends.size != count or _bytes_for(used) != split:
-        raise CheckpointError(f"the index holds {ends.size} positions in {data.size} bytes, its header says {count}")
-    if used - count > entries >> low:  # before shifting: a wrong count of low bits must not overflow
-        raise CheckpointError(f"the index leaves the tensor: its gaps add up to more than {entries} entries")
+    unary = data[: max(split, 0)]
+    ones = _ones(unary)
+    used = 8 * (split - 1) + int(unary[-1]).bit_length() if ones else 0  # up to the last bit that is set
+    if ones != count or _bytes_for(used) != split:
+        raise CheckpointError(f"the index holds {ones} positions in {data.size} bytes, its header says {count}")
     planes = data[split:].reshape(low, plane)
     for bits in planes:
         _check_bits(bits, count)
+    last = ((used - count) << low) + sum(_ones(bits) << bit for bit, bits in enumerate(planes)) + count - 1
+    if last >= entries:
+        raise CheckpointError(f"the index leaves the tensor: its last position is {last}, the tensor has {entries}")
+    return unary, planes
+
+
+def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> _Numbers:
+    """Return the `count` ascending positions, int64; raises CheckpointError as `_check_gaps` does."""
+    unary, planes = _check_gaps(data, low, entries, count)  # from here on nothing can leave the range of int64
+    ends = np.flatnonzero(np.unpackbits(unary, bitorder="little").view(np.bool_))
     position = -1
     for start, high in _gaps(ends):
         part = ends[start : start + _PIECE]  # read already: the positions take the place of the ends
@@ -195,11 +210,16 @@ def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> _Numbers
         high += 1
         np.cumsum(high, out=part)
         part += position
-        # Each step is below 2^62, so a sum that wraps around turns negative before it can turn positive again.
-        if int(part.min()) < 0 or int(part[-1]) >= entries:
-            raise CheckpointError(f"the index leaves the tensor: its last position is not below {entries}")
         position = int(part[-1])
     return ends
+
+
+def _ones(data: _Numbers) -> int:
+    """Return how many bits are set, eight bytes at a time."""
+    data = np.ascontiguousarray(data)
+    body = data.size - data.size % 8
+    found = np.bitwise_count(data[:body].view(np.uint64)).sum(dtype=np.int64)
+    return int(found) + int(np.bitwise_count(data[body:]).sum(dtype=np.int64))
 
 
 def _check_bits(data: _Numbers, count: int) -> None:
@@ -207,10 +227,8 @@ def _check_bits(data: _Numbers, count: int) -> None:
         raise CheckpointError(f"{count} bits were expected in {_bytes_for(count)} bytes, got {data.size} or stray bits")
 
 
-def _bits(data: _Numbers, count: int, ones: int | None = None) -> _Numbers:
+def _bits(data: _Numbers, count: int) -> _Numbers:
     """Return `count` bits as 0 or 1, uint8, (count,); raises CheckpointError unless exactly they are there."""
     _check_bits(data, count)
     bits: _Numbers = np.unpackbits(data, count=count, bitorder="little")
-    if ones is not None and (found := int(np.count_nonzero(bits))) != ones:
-        raise CheckpointError(f"the index holds {found} positions, its header says {ones}")
     return bits

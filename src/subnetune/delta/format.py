@@ -7,6 +7,7 @@ of their names. Every payload tensor and the metadata itself carry a sha256: a f
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -20,12 +21,14 @@ from torch import Tensor
 from subnetune.core.container import canonical_json, check_name, read_file, strict_json, write_file
 from subnetune.core.errors import CheckpointError, NumericError, UsageError
 from subnetune.core.fingerprint import raw_bytes
+from subnetune.core.parallel import each
 from subnetune.delta.codec import Index
 from subnetune.delta.delta import FORMAT_VERSION, Delta, DeltaInfo, Entries, Whole
 
 FILE_NAME = "delta.safetensors"  # in a run directory
 _KEY = "subnetune"
 _HEX = frozenset("0123456789abcdef")
+_PIECE = 1 << 15  # values at a time: they fit into the cache, and torch starts no threads for so few
 
 
 def save(delta: Delta, path: Path, *, allow_nonfinite: bool = False) -> None:
@@ -42,14 +45,15 @@ def save(delta: Delta, path: Path, *, allow_nonfinite: bool = False) -> None:
             "or save with allow_nonfinite=True to look at it"
         )
     payload = _payload(delta)
+    digests = _digests(payload)
     described: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "info": _info_to_json(delta.info),
         "entries": {},
-        "whole": {n: {"base": w.base, "sha256": _sha256(payload[f"whole:{n}"])} for n, w in delta.whole.items()},
-        "new": {name: _sha256(tensor) for name, tensor in delta.new.items()},
-        "buffers": {name: _sha256(tensor) for name, tensor in delta.buffers.items()},
-        "index": _sha256(payload["index"]),
+        "whole": {name: {"base": w.base, "sha256": digests[f"whole:{name}"]} for name, w in delta.whole.items()},
+        "new": {name: digests[f"new:{name}"] for name in delta.new},
+        "buffers": {name: digests[f"buffer:{name}"] for name in delta.buffers},
+        "index": digests["index"],
     }
     position = 0
     for name, entries in sorted(delta.entries.items()):
@@ -58,7 +62,7 @@ def save(delta: Delta, path: Path, *, allow_nonfinite: bool = False) -> None:
             "base": entries.base,
             "coding": [entries.index.coding, entries.index.low],
             "index": [start, position],
-            "sha256": _sha256(entries.values),
+            "sha256": digests[f"values:{name}"],
             "shape": list(entries.shape),
         }
     described["sha256"] = _digest(described)
@@ -93,24 +97,38 @@ def delta_file(path: Path) -> Path:
 
 def nonfinite(delta: Delta) -> str:
     """Return which tensors hold NaN or infinite values, as a sentence; "" where all are finite."""
-    found = []
-    for name, tensor in _payload(delta).items():
-        if tensor.is_floating_point():
-            wide = tensor.float() if tensor.element_size() == 1 else tensor
-            count = tensor.numel() - int(torch.isfinite(wide).sum())
-            found += [f"{name.split(':', 1)[1]!r} ({count})"] if count else []
+    counts = {name: _nonfinite(tensor) for name, tensor in _values(delta).items() if tensor.is_floating_point()}
+    found = [f"{name.split(':', 1)[1]!r} ({count})" for name, count in counts.items() if count]
     return f"NaN or infinite values in {', '.join(found)}" if found else ""
 
 
-def _payload(delta: Delta) -> dict[str, Tensor]:
-    parts = [entries.index.data for _, entries in sorted(delta.entries.items())]
+def _nonfinite(tensor: Tensor) -> int:
+    """Return how many values are NaN or infinite, a cache-sized piece at a time."""
+    count = 0
+    for part in torch.split(tensor.reshape(-1), _PIECE):
+        wide = part.float() if part.element_size() == 1 else part
+        # One such value makes the sum one, and a sum is one fast read; a sum that overflows only costs a closer look.
+        if not math.isfinite(float(wide.sum())):
+            count += wide.numel() - int(torch.isfinite(wide).sum())
+    return count
+
+
+def _values(delta: Delta) -> dict[str, Tensor]:
     return {
         **{f"values:{name}": entries.values for name, entries in delta.entries.items()},
         **{f"whole:{name}": whole.values for name, whole in delta.whole.items()},
         **{f"new:{name}": tensor for name, tensor in delta.new.items()},
         **{f"buffer:{name}": tensor for name, tensor in delta.buffers.items()},
-        "index": torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8),
     }
+
+
+def _payload(delta: Delta) -> dict[str, Tensor]:
+    parts = [entries.index.data for _, entries in sorted(delta.entries.items())]
+    return {**_values(delta), "index": torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)}
+
+
+def _digests(payload: Mapping[str, Tensor]) -> dict[str, str]:
+    return dict(zip(payload, each(_sha256, payload.values()), strict=True))
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -160,7 +178,8 @@ def _delta(described: Mapping[str, Any], payload: Mapping[str, Tensor]) -> Delta
         raise CheckpointError(f"{', '.join(map(repr, twice))} is in more than one part of the delta")
     if odd := sorted(set(wanted) ^ set(payload)):
         raise CheckpointError(f"tensors and metadata do not agree about {', '.join(map(repr, odd[:5]))}")
-    if bad := [name for name, sha256 in wanted.items() if sha256 != _sha256(payload[name])]:
+    digests = _digests(payload)
+    if bad := [name for name, sha256 in wanted.items() if sha256 != digests[name]]:
         raise CheckpointError(f"sha256 mismatch in {', '.join(map(repr, sorted(bad)))}: the file is damaged")
     return Delta(
         _info_from_json(described["info"]),
