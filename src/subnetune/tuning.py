@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from subnetune.core.description import Description
 from subnetune.core.errors import LifeCycleError
-from subnetune.core.fingerprint import Fingerprint
 from subnetune.core.journal import Journal
-from subnetune.core.masks import mask_digest
 from subnetune.core.passes import Passes
 from subnetune.core.randomness import forked_randomness
 from subnetune.core.recipe import Recipe
-from subnetune.core.scope import Resolved
 from subnetune.core.types import Batch, Batches, Forward, Live, Mask, Output, Setting, State, Step, default_forward
 from subnetune.engine.binding import Binding, check_arguments
+from subnetune.engine.child import Child
+from subnetune.engine.choice import EngineName, choose, make_engine
+from subnetune.engine.facts import Facts
 from subnetune.engine.middleware import under_rules
 from subnetune.engine.ranks import check_same_on_all_ranks
 from subnetune.engine.reference import (
@@ -39,7 +38,7 @@ from subnetune.engine.saving import first_mask, identity, restore, snapshot
 from subnetune.engine.views import local_mask, local_parts, local_view
 
 
-class Tuning:
+class Tuning(Facts):
     """Binds `recipe` to `model` for one training run.
 
     `batches` is a data loader or a callable that returns an iterable of batches (for scores); `steps` the number of
@@ -107,15 +106,25 @@ class Tuning:
 
     # -- training -----------------------------------------------------------------------------------------------
 
-    def optimizer(self, cls: type[Optimizer] = torch.optim.AdamW, **hyper: Any) -> Optimizer:
+    def optimizer(
+        self,
+        cls: type[Optimizer] = torch.optim.AdamW,
+        *,
+        engine: EngineName = "auto",
+        groups: list[dict[str, Any]] | None = None,
+        **hyper: Any,
+    ) -> Optimizer:
         """Return an optimizer of class `cls` over what trains, grouped by the recipe, served by the fastest engine.
 
-        Raises UsageError for one that evaluates closures (LBFGS).
+        `engine` asks for one by name (docs/engines.md says what each serves); `groups` replaces `param_groups(lr)`.
+        Raises UsageError for an engine that cannot serve this, and for an optimizer that evaluates closures (LBFGS).
         """
         check_optimizer_class(cls)
-        optimizer = cls(self.param_groups(hyper.get("lr")), **hyper)
-        self.attach(optimizer)
-        return optimizer
+        groups = self.param_groups(hyper.get("lr")) if groups is None else groups
+        self._check_unserved()
+        choice = choose(self.recipe, cls, hyper, self._binding.trained(), engine)
+        self._engine = make_engine(choice, Child(self, self._binding), cls, groups, hyper)
+        return self._engine.optimizer
 
     def param_groups(self, lr: Any = None) -> list[dict[str, Any]]:
         """Return optimizer groups: the recipe's scales times `lr`, its weight decays, and the parameters' names."""
@@ -130,9 +139,8 @@ class Tuning:
         """
         self.start()
         inner = servable(optimizer, self._binding.trained())
-        if self._engine is not None:
-            raise LifeCycleError("this Tuning already serves an optimizer: remove() attach's handle or close()")
-        self._engine = ReferenceEngine(self, inner)
+        self._check_unserved()
+        self._engine = ReferenceEngine(self, inner, "reference: the optimizer was built outside, and steps as it does")
         return Handle(self._detach)
 
     def forward(self, batch: Batch, *, model: nn.Module | None = None) -> Output:
@@ -157,7 +165,9 @@ class Tuning:
         """
         self.start()
         self._clipped = True
-        return clip_what_trains(self.recipe, self.live(), self._binding.trained().values(), max_norm)
+        if self._engine is not None:
+            return self._engine.clip(self._binding.trained(), max_norm)
+        return clip_what_trains(self.recipe, self.live(), self._binding.trained(), max_norm)
 
     def step(self, optimizer: Optimizer, *, scaler: torch.amp.GradScaler | None = None) -> bool:
         """Take an optimizer step with the recipe's rules; return whether it really happened.
@@ -196,49 +206,9 @@ class Tuning:
     @property
     def engine(self) -> str:
         """Which engine serves this recipe, and why."""
-        return "reference: plain torch rules around the optimizer's own step; exact for every recipe and optimizer"
-
-    @property
-    def mask(self) -> Mask | None:
-        """The static mask of the run, by canonical name; None where the mask changes or everything is selected."""
-        self.start()
-        return self._current_mask() if self._static() else None
-
-    def mask_digest(self) -> str | None:
-        """Return the digest of the static mask, however it is stored; None where there is none."""
-        mask = self.mask
-        return None if mask is None else mask_digest(*self._binding.unsharded(mask))
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """The fingerprint of the base, the model as it was given."""
-        return self._binding.fingerprint
-
-    @property
-    def scope(self) -> Resolved:
-        """Which tensors are selected, whole and frozen, by canonical name."""
-        return self._binding.scope
-
-    def selected(self) -> dict[str, Tensor]:
-        """Return the selected tensors by canonical name, as they are now."""
-        return self._binding.selected()
-
-    def base_values(self) -> dict[str, Tensor]:
-        """Return the base's values of every tensor that may have changed, without the newly initialised ones."""
-        self.start()
-        values = {**self._binding.gather(self._anchor), **self._unprepared}
-        return {name: value for name, value in values.items() if name in self.fingerprint.tensors}
-
-    def base_buffers(self) -> dict[str, Tensor]:
-        """Return the persistent buffers as the base had them."""
-        return dict(self._binding.buffers)
-
-    def describe(self) -> Description:
-        """Count what trains, per role. Works before `start`, when a static mask is not known yet."""
-        dynamic = self.recipe.selector is not None and not self._static()
-        chosen = self._started or not self._static()
-        mask = self._current_mask() if chosen and not dynamic else None
-        return self._binding.describe(mask, dynamic, chosen, self.engine)
+        if self._engine is not None:
+            return self._engine.why
+        return f"{choose(self.recipe, torch.optim.AdamW, {}, self._binding.trained())}; for torch.optim.AdamW"
 
     # -- saving -------------------------------------------------------------------------------------------------
 
@@ -266,6 +236,10 @@ class Tuning:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _check_unserved(self) -> None:
+        if self._engine is not None:
+            raise LifeCycleError("this Tuning already serves an optimizer: remove() attach's handle or close()")
+
     def _detach(self) -> None:
         self._passes.clear()
         if self._engine is not None:
@@ -281,9 +255,6 @@ class Tuning:
     def _setting(self) -> Setting:
         made = self._binding.setting(self._forward, self._source, self._tasks, self._steps, self.seed)
         return made._replace(journal=self._journal)
-
-    def _static(self) -> bool:
-        return self.recipe.selector is not None and self.recipe.selector.static
 
     def _current_mask(self) -> Mask | None:
         if self.recipe.selector is None:

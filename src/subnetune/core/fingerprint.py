@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from subnetune.core.embeddings import embedding_module
 from subnetune.core.errors import CheckpointError, UsageError
+from subnetune.core.parallel import each, on_cpu
 from subnetune.core.types import canonical_name, unwrap
 
 _CHUNK = 1 << 22  # elements hashed at a time where a copy is needed (16 MiB of float32)
@@ -116,8 +117,10 @@ class Fingerprint:
         left_out = {aliases.get(name, name) for name in exclude}
         if unknown := sorted(left_out - set(parameters)):
             raise UsageError(f"cannot leave out {', '.join(unknown)}: the model has no such parameter")
-        tensors = {name: fingerprint(p) for name, p in parameters.items() if name not in left_out}
-        return Fingerprint.over(model, tensors)
+        counted = {name: p for name, p in parameters.items() if name not in left_out}
+        side_by_side = on_cpu(counted.values())
+        hashes = each(fingerprint, counted.values()) if side_by_side else map(fingerprint, counted.values())
+        return Fingerprint.over(model, dict(zip(counted, hashes, strict=True)))
 
     @staticmethod
     def over(model: nn.Module, tensors: Mapping[str, str]) -> Fingerprint:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch.distributed.tensor import DTensor
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -16,12 +17,24 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
     """Return [function(item) for item in items], in `torch.get_num_threads()` threads (one: without any thread).
 
     It pays where the interpreter's lock is free for most of a call, as in hashing, numpy and file access. The function
-    must not depend on the calling thread (grad mode, a device context, a distributed group). What the first failing
-    item raises is raised.
+    must not depend on the calling thread in any other way than its inference mode, so it is for tensors on the CPU
+    (streams belong to threads) that are whole (shards are gathered in one order on all ranks). What the first failing
+    item raises is raised once no call is running any more.
     """
     every = list(items)
     threads = min(torch.get_num_threads(), len(every))
     if threads < 2:
         return [function(item) for item in every]
+    inference = torch.is_inference_mode_enabled()  # without it, what was made in that mode could not be written to
+
+    def called(item: _Item) -> _Result:
+        with torch.inference_mode(inference):
+            return function(item)
+
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, every))
+        return list(pool.map(called, every))
+
+
+def on_cpu(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether all tensors are whole and on the CPU, so that `each` may work on them."""
+    return all(tensor.device.type == "cpu" and not isinstance(tensor, DTensor) for tensor in tensors)

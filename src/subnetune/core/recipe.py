@@ -95,8 +95,12 @@ class Selector(ABC):
         """Return the mask of this step (None = all entries). Called once per step, before the forward pass."""
 
     def observe(self, state: State, params: Params, mask: Mask | None, step: Step) -> None:
-        """See the gradients as the optimizer gets them, unscaled, and update `state` in place."""
+        """See the gradients as the optimizer gets them, unscaled, and update `state`, where `watches` says so."""
         return
+
+    def watches(self, state: State) -> bool:
+        """Whether `observe` is called in this step. A selector with idle phases says so in `state["watching"]`."""
+        return type(self).observe is not Selector.observe and bool(state.get("watching", True))
 
     def target(self, state: State) -> Params | None:
         """Return what unselected entries are mixed towards; None means the anchor."""

@@ -7,9 +7,9 @@ micro-batch of an accumulation) runs no rule and advances no counter.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +19,9 @@ from subnetune.core.errors import LifeCycleError, UsageError
 from subnetune.core.fingerprint import whole_tensor
 from subnetune.core.recipe import Recipe
 from subnetune.core.types import Live, Mask, Params
-
-
-class Host(Protocol):
-    """What the engine asks of the Tuning that it serves."""
-
-    recipe: Recipe
-
-    def live(self, optimizer: Optimizer | None = None) -> Live:
-        """Return the selected tensors, anchors, mask and state of the step that is under way."""
-
-    def advance(self) -> None:
-        """Count one optimizer step that really happened."""
+from subnetune.engine.child import Host, place_of
+from subnetune.engine.norms import check_max_norm, clip_factor, packed, total_norm
+from subnetune.engine.views import local_view
 
 
 class Handle:
@@ -57,8 +48,8 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, host: Host, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+    def __init__(self, host: Host, optimizer: Optimizer, why: str) -> None:
+        self.optimizer, self.why = optimizer, why
         self._host = host
         self._open: ExitStack | None = None
         before = optimizer.register_step_pre_hook(self._before)
@@ -69,6 +60,16 @@ class ReferenceEngine:
         """Take the hooks off the optimizer."""
         for hook in self._hooks:
             hook.remove()
+
+    @torch.no_grad()
+    def clip(self, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
+        """Scale the gradients of what trains to the norm `max_norm`; return the norm before."""
+        return clip_what_trains(self._host.recipe, self._host.live(), trained, max_norm)
+
+    def enter(self, stack: ExitStack, live: Live) -> None:
+        """Begin what the recipe's rules do around this step."""
+        for rule in self._host.recipe.update:
+            stack.enter_context(rule(live))
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,10 +83,10 @@ class ReferenceEngine:
             return
         live = self._host.live(optimizer)
         with ExitStack() as stack:  # an error while entering leaves every rule that was entered
-            for rule in self._host.recipe.update:
-                stack.enter_context(rule(live))
-            if self._host.recipe.selector is not None:
-                self._host.recipe.selector.observe(live.state, live.params, live.mask, live.step)
+            self.enter(stack, live)
+            selector = self._host.recipe.selector
+            if selector is not None and selector.watches(live.state):
+                selector.observe(live.state, live.params, live.mask, live.step)
             self._open = stack.pop_all()
 
     @torch.no_grad()
@@ -120,17 +121,28 @@ def confine_gradients(params: Params, mask: Mask | None) -> None:
             tensor.grad.masked_fill_(~mask[name], 0.0)
 
 
-def clip_what_trains(recipe: Recipe, live: Live, trained: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_what_trains(recipe: Recipe, live: Live, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
     """Scale the gradients down to the global norm `max_norm`; return the norm before, a scalar, equal on all ranks.
 
     Where the selector and the rules ask for it, gradients outside the mask are zeroed first. Raises UsageError for a
     `max_norm` that is no positive number.
     """
-    if isinstance(max_norm, bool) or not isinstance(max_norm, int | float) or not max_norm > 0.0:
-        raise UsageError(f"clip needs the largest norm allowed, a number > 0, got {max_norm!r}")
-    if masks_clip(recipe):
-        confine_gradients(live.params, live.mask)
-    return whole_tensor(torch.nn.utils.clip_grad_norm_(list(trained), max_norm))
+    check_max_norm(max_norm)
+    if not masks_clip(recipe) or live.mask is None:
+        return whole_tensor(torch.nn.utils.clip_grad_norm_(list(trained.values()), max_norm))
+    confine_gradients(live.params, live.mask)
+    parts = []
+    for name, tensor in trained.items():
+        local = live.params[name] if name in live.params else local_view(tensor)
+        if local.grad is not None:
+            place = None if name not in live.params else place_of(live.mask, name, local)
+            parts.append((local, packed(local.grad, place)))
+    norm = total_norm(parts)
+    factor = clip_factor(norm, max_norm)
+    for local, _ in parts:
+        assert local.grad is not None
+        local.grad.mul_(factor)
+    return norm
 
 
 def innermost(optimizer: object) -> object:

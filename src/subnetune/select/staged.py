@@ -23,8 +23,7 @@ class Staged(Selector):
 
     keep: the fraction of each pool (`per`: "tensor", "model" or "row") that an updating stage trains, in (0, 1].
     cycle: a collecting and an updating stage as a share of all steps, each rounded down; explore: its collecting share.
-    collect: the selector whose masks hold while collecting, such as Bernoulli(0.7, "column"), and whose visits an
-        entry's score is averaged over; None trains everything.
+    collect: the selector whose masks hold while collecting, and over whose visits scores are averaged; None: everything.
     frequency_penalty: multiply scores by exp(-visits / stage length); "auto": in stages of 50 steps and more.
     snapshot: keep the weights with which each updating stage starts, for `MixUnselected` to mix towards.
     """
@@ -51,13 +50,14 @@ class Staged(Selector):
     def init(self, setting: Setting) -> State:
         """Return the state before step 0. Raises UsageError where a stage would have no step."""
         stages(setting.steps, self.cycle, self.explore)
-        collector = None if self.collect is None else self.collect.init(setting)
-        return {"cycle": -1, "scores": {}, "visits": {}, "mask": None, "target": None, "collector": collector}
+        fresh = self.collect and self.collect.init(setting)
+        return {"cycle": -1, "scores": {}, "visits": {}, "mask": None, "target": None, "collector": fresh}
 
     def mask(self, state: State, params: Params, step: Step) -> Mask | None:
         """Return the mask of this step; the first step of an updating stage chooses it."""
         plan = stages(step.total, self.cycle, self.explore)
         cycle, collecting = plan.at(step.index)
+        state["watching"] = collecting
         if state["cycle"] != cycle:
             state.update(cycle=cycle, scores={}, visits={}, mask=None, target=None)
         if collecting:

@@ -1,0 +1,83 @@
+"""What a Tuning tells about the run that it carries: scope, mask, base, counts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from subnetune.core.description import Description
+from subnetune.core.fingerprint import Fingerprint
+from subnetune.core.masks import mask_digest
+from subnetune.core.recipe import Recipe
+from subnetune.core.scope import Resolved
+from subnetune.core.types import Mask
+from subnetune.engine.binding import Binding
+
+
+class Facts:
+    """The reading half of `Tuning`."""
+
+    recipe: Recipe
+    _binding: Binding
+    _anchor: dict[str, Tensor]
+    _unprepared: dict[str, Tensor]
+    _started: bool
+
+    @abstractmethod
+    def start(self) -> None:
+        """Prepare, keep the anchor, score."""
+
+    @abstractmethod
+    def _current_mask(self) -> Mask | None:
+        """Return the mask of the step that is under way."""
+
+    @property
+    @abstractmethod
+    def engine(self) -> str:
+        """Which engine serves this recipe, and why."""
+
+    def _static(self) -> bool:
+        return self.recipe.selector is not None and self.recipe.selector.static
+
+    @property
+    def mask(self) -> Mask | None:
+        """The static mask of the run, by canonical name; None where the mask changes or everything is selected."""
+        self.start()
+        return self._current_mask() if self._static() else None
+
+    def mask_digest(self) -> str | None:
+        """Return the digest of the static mask, however it is stored; None where there is none."""
+        mask = self.mask
+        return None if mask is None else mask_digest(*self._binding.unsharded(mask))
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the base, the model as it was given."""
+        return self._binding.fingerprint
+
+    @property
+    def scope(self) -> Resolved:
+        """Which tensors are selected, whole and frozen, by canonical name."""
+        return self._binding.scope
+
+    def selected(self) -> dict[str, Tensor]:
+        """Return the selected tensors by canonical name, as they are now."""
+        return self._binding.selected()
+
+    def base_values(self) -> dict[str, Tensor]:
+        """Return the base's values of every tensor that may have changed, without the newly initialised ones."""
+        self.start()
+        values = {**self._binding.gather(self._anchor), **self._unprepared}
+        return {name: value for name, value in values.items() if name in self.fingerprint.tensors}
+
+    def base_buffers(self) -> dict[str, Tensor]:
+        """Return the persistent buffers as the base had them."""
+        return dict(self._binding.buffers)
+
+    def describe(self) -> Description:
+        """Count what trains, per role. Works before `start`, when a static mask is not known yet."""
+        dynamic = self.recipe.selector is not None and not self._static()
+        chosen = self._started or not self._static()
+        mask = self._current_mask() if chosen and not dynamic else None
+        return self._binding.describe(mask, dynamic, chosen, self.engine)

@@ -1,0 +1,183 @@
+"""The packed engine: any element-wise torch optimizer on the selected entries alone. Static masks, exact to the bit.
+
+Each tensor has a leaf that holds its selected entries; an inner optimizer of the class that was asked for steps over
+the leaves. Values are read from the model before every step and written back after it, so nothing can drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from subnetune.engine.child import Child, flat
+from subnetune.engine.kernels import kernels_for
+from subnetune.engine.place import Place
+from subnetune.engine.served import ServedOptimizer, check_same_shape
+
+# Every update of these is a function of one entry's own numbers; tests/unit/engine compares each with dense training.
+ELEMENT_WISE = (
+    torch.optim.AdamW,
+    torch.optim.Adam,
+    torch.optim.SGD,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adadelta,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+_LANES = 16  # fused kernels round the last n mod 16 entries otherwise: leaves are padded so that they have none
+_OWN = ("params", "param_names")
+
+
+class PackedOptimizer(ServedOptimizer):
+    """Steps an inner optimizer over packed entries. `divisor` is what gradients of selected tensors are divided by."""
+
+    engine = "packed"
+
+    def __init__(self, probe: Optimizer, child: Child, hyper: Mapping[str, Any], divisor: float | None) -> None:
+        super().__init__(probe, child)
+        self._hyper = dict(hyper)
+        self._divisor = divisor
+        self._leaves: dict[str, nn.Parameter] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}  # the local shape that a leaf was made for
+        self._inner: Optimizer | None = None
+
+    def update(self) -> None:
+        """Gather, step the inner optimizer, scatter."""
+        self._make_leaves()
+        inner = self._synced()
+        packed_now = [name for name in self.child.names if self._fill(name)]
+        inner.step()
+        for name in packed_now:
+            local = self.child.local(name)
+            place = self.child.place(name, local)
+            leaf = self._leaves[name]
+            leaf.grad = None
+            if place is not None:
+                kernels_for(local.device.type).scatter(leaf.detach()[: place.count], place, _storage(local))
+
+    def _fill(self, name: str) -> bool:
+        """Put the tensor's values and gradient into its leaf; return whether it has a gradient."""
+        local = self.child.local(name)
+        place = self.child.place(name, local)
+        gradient = self.gradient(name, local, place)
+        leaf = self._leaves[name]
+        leaf.grad = None
+        if gradient is None:
+            return False
+        if place is None:
+            leaf.data = local.detach()
+            leaf.grad = self._scaled(gradient, name)
+            return True
+        kernels = kernels_for(local.device.type)
+        kernels.gather(_storage(local), place, leaf.detach()[: place.count])
+        grad = torch.zeros_like(leaf)
+        if gradient.numel() == place.count:
+            grad[: place.count] = gradient
+        else:
+            kernels.gather(flat(gradient), place, grad[: place.count])
+        leaf.grad = self._scaled(grad, name)
+        return True
+
+    def _scaled(self, gradient: Tensor, name: str) -> Tensor:
+        if self.scale is not None:
+            gradient.mul_(self.scale)
+        if self._divisor is not None and name in self.child.selected:
+            gradient.div_(self._divisor)
+        return gradient
+
+    def _make_leaves(self) -> None:
+        for name in self.child.names:
+            local = self.child.local(name)
+            shape = tuple(local.shape)
+            if (
+                self._shapes.get(name, shape) != shape
+                and self._inner is not None
+                and self._leaves[name] in (self._inner.state)
+            ):
+                check_same_shape(name, self._shapes[name], shape)
+            if self._shapes.get(name) != shape:
+                self._leaves[name] = nn.Parameter(_empty_leaf(local, self.child.place(name, local)))
+                self._shapes[name] = shape
+                self._inner = None
+
+    def _synced(self) -> Optimizer:
+        """Return the inner optimizer, with the hyper-parameters that the groups have now."""
+        if self._inner is None:
+            groups = [
+                {**_without(group, *_OWN), "params": [self._leaves[name] for name in group["param_names"]]}
+                for group in self.param_groups
+            ]
+            self._inner = self.kind(groups, **self._hyper)
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner.update(_without(group, *_OWN))
+        return self._inner
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Return the inner optimizer's states by name, without the padding."""
+        if self._inner is None:
+            return {}
+        found = {}
+        for name, leaf in self._leaves.items():
+            if leaf in self._inner.state:
+                place = self.child.place(name, self.child.local(name))
+                found[name] = {key: _unpadded(value, place) for key, value in self._inner.state[leaf].items()}
+        return found
+
+    def put_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make the inner optimizer anew, and give it these states."""
+        self._inner = None
+        self._make_leaves()
+        inner = self._synced()
+        moving = {id(p) for g in inner.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
+        for name, state in states.items():
+            leaf = self._leaves[name]
+            place = self.child.place(name, self.child.local(name))
+            inner.state[leaf] = {key: _padded(value, leaf, place, id(leaf) in moving) for key, value in state.items()}
+
+    def expected(self, name: str) -> tuple[int, ...]:
+        """Return (count,) for a tensor with a mask, else its local shape."""
+        local = self.child.local(name)
+        place = self.child.place(name, local)
+        return tuple(local.shape) if place is None else (place.count,)
+
+
+def _without(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in keys}
+
+
+def _empty_leaf(local: Tensor, place: Place | None) -> Tensor:
+    if place is None:
+        return local.detach()  # shares the parameter's storage
+    return torch.zeros(-(-place.count // _LANES) * _LANES, dtype=local.dtype, device=local.device)
+
+
+def _storage(local: Tensor) -> Tensor:
+    return local.detach().view(-1)
+
+
+def _unpadded(value: Any, place: Place | None) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (value if place is None or value.dim() == 0 else value[: place.count]).detach().clone()
+
+
+def _padded(value: Any, leaf: Tensor, place: Place | None, moving: bool) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 0:  # counters stay on the CPU, unless the kernel wants them beside the weights
+        return value.detach().clone().to(leaf.device if moving else "cpu")
+    if place is None:
+        return value.detach().to(leaf.device, copy=True)
+    whole = torch.zeros(leaf.shape, dtype=value.dtype, device=leaf.device)
+    whole[: place.count] = value
+    return whole
