@@ -23,7 +23,7 @@ class Staged(Selector):
 
     keep: the fraction of each pool (`per`: "tensor", "model" or "row") that an updating stage trains, in (0, 1].
     cycle: a collecting and an updating stage as a share of all steps, each rounded down; explore: its collecting share.
-    collect: the selector whose masks hold while collecting, and over whose visits scores are averaged; None: everything.
+    collect: the selector whose masks hold while collecting; scores are averaged over its visits; None: everything.
     frequency_penalty: multiply scores by exp(-visits / stage length); "auto": in stages of 50 steps and more.
     snapshot: keep the weights with which each updating stage starts, for `MixUnselected` to mix towards.
     """
