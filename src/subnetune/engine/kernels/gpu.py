@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from typing import Any
 
 import torch
@@ -26,15 +28,18 @@ class GpuKernels:
 
     name = "triton"
 
+    def __init__(self) -> None:
+        need_triton()
+
     def gather(self, source: Tensor, place: Place, out: Tensor, *, add: bool = False) -> None:
         """Write or add the selected entries of `source` into `out`."""
         _check("gather", place.size, source)
         _check("gather", place.count, out)
         if place.index is not None:
             blocks = -(-place.count // _BLOCK)
-            _launch(gpu_code.gather_index, blocks, source, place.index, out, place.count, ADD=add, BLOCK=_BLOCK)
+            launch(gpu_code.gather_index, blocks, source, place.index, out, place.count, ADD=add, BLOCK=_BLOCK)
         else:
-            _launch(gpu_code.gather_bits, _blocks(place), source, place.bits, place.ranks, out, ADD=add, BYTES=_RANKED)
+            launch(gpu_code.gather_bits, _blocks(place), source, place.bits, place.ranks, out, ADD=add, BYTES=_RANKED)
 
     def scatter(self, values: Tensor, place: Place, target: Tensor) -> None:
         """Write `values` into the selected entries of `target`, of the same dtype."""
@@ -44,14 +49,14 @@ class GpuKernels:
             raise UsageError(f"scatter: values of {values.dtype} do not fit a target of {target.dtype}")
         if place.index is not None:
             blocks = -(-place.count // _BLOCK)
-            _launch(gpu_code.scatter_index, blocks, values, place.index, target, place.count, BLOCK=_BLOCK)
+            launch(gpu_code.scatter_index, blocks, values, place.index, target, place.count, BLOCK=_BLOCK)
         else:
-            _launch(gpu_code.scatter_bits, _blocks(place), values, place.bits, place.ranks, target, BYTES=_RANKED)
+            launch(gpu_code.scatter_bits, _blocks(place), values, place.bits, place.ranks, target, BYTES=_RANKED)
 
     def adamw(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
         """Update every entry in place."""
         size = _dense("adamw", weights, gradient, moments)
-        _launch(
+        launch(
             gpu_code.adamw_all, -(-size // _BLOCK), weights, gradient, *moments, size, *_numbers(rates), BLOCK=_BLOCK
         )
 
@@ -61,7 +66,7 @@ class GpuKernels:
         """Update in place under a random mask, whose bits are never in memory."""
         size = _dense("adamw_hashed", weights, gradient, moments)
         keys = _signed(mask.start + mask.first), _signed(mask.second), mask.limit
-        _launch(
+        launch(
             gpu_code.adamw_hashed, -(-size // _BLOCK), weights, gradient, *moments, size, *keys, *_numbers(rates),
             ZERO=treatment.zero_gradient, HOLD=treatment.hold, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -73,7 +78,7 @@ class GpuKernels:
         size = _dense("adamw_masked", weights, gradient, moments)
         if bits.dtype != torch.uint8 or bits.numel() < (size + 7) // 8:
             raise UsageError(f"adamw_masked: {size} bits do not fit {bits.numel()} entries of {bits.dtype}")
-        _launch(
+        launch(
             gpu_code.adamw_masked, -(-size // _BLOCK), weights, gradient, *moments, size, bits, *_numbers(rates),
             ZERO=treatment.zero_gradient, HOLD=treatment.hold, BYTES=_BLOCK // 8,
         )  # fmt: skip
@@ -86,22 +91,44 @@ class GpuKernels:
         _check("adamw_packed", place.count, *moments)
         _check_float32("adamw_packed", weights, gradient, *moments)
         if place.index is not None:
-            _launch(
+            launch(
                 gpu_code.adamw_index, -(-place.count // _BLOCK), weights, gradient, *moments, place.index, place.count,
                 *_numbers(rates), PACKED=packed, BLOCK=_BLOCK,
             )  # fmt: skip
         else:
-            _launch(
+            launch(
                 gpu_code.adamw_bits, _blocks(place), weights, gradient, *moments, place.bits, place.ranks,
                 *_numbers(rates), PACKED=packed, BYTES=_RANKED,
             )  # fmt: skip
+
+
+def need_triton() -> None:
+    """Raise UsageError where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        raise UsageError("the GPU kernels need Triton, which is not installed: pip install 'subnetune[fast]'")
+
+
+@functools.cache
+def refusal(device: torch.device) -> str | None:
+    """Return why these kernels cannot run on a device, or None where they can.
+
+    The first call for a device runs a small kernel there: Triton may find no C compiler, or the GPU may be too old.
+    """
+    try:
+        kernels, place = GpuKernels(), Place(2, 1, torch.ones(1, dtype=torch.int32, device=device), None, None)
+        out = torch.zeros(1, device=device)
+        kernels.gather(torch.tensor([1.0, 2.0], device=device), place, out)
+        return None if out.item() == 2.0 else f"Triton gives wrong numbers on {device}"
+    except Exception as error:  # of Triton, its compilers or the driver: they share no class
+        return f"Triton does not run on {device}: {type(error).__name__}: {error}"
 
 
 def _blocks(place: Place) -> int:
     return -(-place.size // PLACE_BLOCK) if place.count else 0
 
 
-def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Run a function of `gpu_code` in so many programs, on the device of the first argument. None: nothing happens."""
     if not programs:
         return
     # Triton launches on the current device, which need not be the tensors' own. (-1, the CPU, changes nothing.)

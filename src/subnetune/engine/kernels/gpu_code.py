@@ -242,3 +242,25 @@ def adamw_bits(
         weights + begin + i, gradient, first + before + j, second + before + j, _is_set(byte), None, scale,
         factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, False, False,
     )  # fmt: skip
+
+
+@jit
+def selected_products(
+    gradient, inputs, index, out, count, columns, tokens, ENTRIES: tl.constexpr, TOKENS: tl.constexpr
+):  # fmt: skip
+    """Write the products of gradient[row] and inputs[column], both token-last, for each (row, column) at `index`."""
+    base = tl.program_id(0).to(tl.int64) * ENTRIES
+    j = tl.arange(0, ENTRIES)
+    inside = j < count - base
+    flat = tl.load(index + base + j, mask=inside, other=0)
+    row = flat // columns
+    left = gradient + row.to(tl.int64)[:, None] * tokens
+    right = inputs + (flat - row * columns).to(tl.int64)[:, None] * tokens
+    total = tl.zeros((ENTRIES, TOKENS), dtype=tl.float32)
+    for begin in range(0, tokens, TOKENS):
+        t = begin + tl.arange(0, TOKENS)
+        here = inside[:, None] & (t < tokens)[None, :]
+        a = tl.load(left + t[None, :], mask=here, other=0.0).to(tl.float32)
+        b = tl.load(right + t[None, :], mask=here, other=0.0).to(tl.float32)
+        total = tl.fma(a, b, total)
+    tl.store(out + base + j, tl.sum(total, 1), mask=inside)
