@@ -1,10 +1,11 @@
-"""What one gradient of a score is taken of: whole batches, or single examples cut out of them, within a budget."""
+"""What the gradients of a score are taken of: whole batches within a budget of examples, and examples out of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from subnetune.core.errors import DataError
@@ -13,10 +14,10 @@ from subnetune.core.types import Batch
 IGNORED = -100  # the label of positions that take no part in a loss
 
 
-def pieces(batches: Iterable[Batch], samples: int | None, singly: bool) -> Iterator[Batch]:
-    """Yield whole batches, or with `singly` each example as a batch of one, until `samples` examples are used up.
+def pieces(batches: Iterable[Batch], samples: int | None) -> Iterator[Batch]:
+    """Yield batches until `samples` examples are used up; the last one is cut to the budget.
 
-    One without any label (all of them -100, as in a text of which no token is masked) has no gradient, and its loss, a
+    One without any label (all of them -100, as in texts of which no token is masked) has no gradient, and its loss, a
     mean over nothing, is no number: it is used up and not yielded. Raises DataError for a batch in which no example can
     be counted.
     """
@@ -24,11 +25,9 @@ def pieces(batches: Iterable[Batch], samples: int | None, singly: bool) -> Itera
     for batch in batches:
         size = batch_size(batch)
         taken = int(min(size, left))
-        cuts = [(index, index + 1) for index in range(taken)] if singly else [(0, taken)]
-        for start, stop in cuts:
-            piece = batch if (start, stop) == (0, size) else _examples(batch, size, start, stop)
-            if _labelled(piece):
-                yield piece
+        piece = batch if taken == size else examples(batch, slice(taken))
+        if labelled(piece).any():
+            yield piece
         left -= taken
         if left <= 0:
             return
@@ -42,16 +41,32 @@ def batch_size(batch: Mapping[str, object]) -> int:
     raise DataError(f"a batch with keys {sorted(batch)} holds no example that can be counted")
 
 
-def _labelled(batch: Batch) -> bool:
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
-        return True
-    return bool((labels != IGNORED).any())
+def labelled(batch: Batch) -> Tensor:
+    """Return which examples have a label other than -100, (examples,) bool on the CPU; all of them without classes."""
+    labels, size = batch.get("labels"), batch_size(batch)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel() or not labels.dim():
+        return torch.ones(size, dtype=torch.bool)
+    return (labels != IGNORED).flatten(1).any(1).cpu() if labels.dim() > 1 else (labels != IGNORED).cpu()
 
 
-def _examples(batch: Batch, size: int, start: int, stop: int) -> Batch:
-    """Return examples start..stop of a batch: every tensor whose first dimension is the batch size is cut."""
+def examples(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Return these examples of a batch: every tensor whose first dimension is the batch size is cut."""
+    size = batch_size(batch)
+    index = rows if isinstance(rows, slice) else rows.cpu()
     return {
-        key: value[start:stop] if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size else value
+        key: value[index.to(value.device) if isinstance(index, Tensor) else index]
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+        else value
         for key, value in batch.items()
     }
+
+
+def with_labels(batch: Batch) -> Batch:
+    """Return the batch without the examples that have no label."""
+    chosen = labelled(batch)
+    return batch if chosen.all() else examples(batch, chosen)
+
+
+def single(batch: Batch, row: int) -> Batch:
+    """Return an example as a batch of one; the batch itself where it has no other."""
+    return batch if batch_size(batch) == 1 else examples(batch, slice(row, row + 1))

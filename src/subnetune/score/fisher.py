@@ -20,7 +20,8 @@ from subnetune.core.recipe import check_choice
 from subnetune.core.types import Params, Setting
 from subnetune.score.examples import pieces
 from subnetune.score.labels import sampled_labels
-from subnetune.score.squares import add_squares, scoring_gradients
+from subnetune.score.per_sample import PerSample
+from subnetune.score.squares import PerBatch, scoring_gradients
 from subnetune.score.undisturbed import check_whole
 
 
@@ -30,7 +31,8 @@ class Fisher:
 
     estimator: "batch" squares the gradient of each batch's mean loss and averages over batches (one backward pass a
         batch; an estimate of variance / batch size + mean^2, whose order can differ from the per-sample one);
-        "per-sample" squares the gradient of each example, as the formula says. Equal for batches of one.
+        "per-sample" squares the gradient of each example, as the formula says: by hooks in one backward pass a batch,
+        or one pass an example where hooks would not be right (the log says why). Equal for batches of one.
     labels: "true" (the empirical Fisher) or "sampled" from the model's own prediction without dropout.
     mode: "eval" without dropout, or "train" with it.
     clip: largest gradient norm of each tensor on its own before squaring, or None. It flattens tensors with large
@@ -67,13 +69,12 @@ class Fisher:
             raise UsageError("Fisher scores entries on batches: give the Tuning batches=...")
         check_whole("Fisher", setting)
         totals: dict[str, Tensor] = {}
-        count = 0
-        with scoring_gradients(setting, training=self.mode == "train"):
-            relabel = sampled_labels(setting) if self.labels == "sampled" else None
-            for piece in pieces(setting.batches(), self.samples, singly=self.estimator == "per-sample"):
-                loss = setting.forward(setting.model, piece if relabel is None else relabel(piece)).loss
-                add_squares(loss, setting.params, totals, self.clip, f"piece {count} ({self.estimator} estimator)")
-                count += 1
+        count, training = 0, self.mode == "train"
+        add = (PerSample if self.estimator == "per-sample" else PerBatch)(setting, totals, self.clip, training)
+        with scoring_gradients(setting, training):
+            relabel = sampled_labels(setting, add.singly) if self.labels == "sampled" else None
+            for batch in pieces(setting.batches(), self.samples):
+                count += add(batch if relabel is None else relabel(batch))
         if not count:
             raise DataError("Fisher: a pass gave none with a label; is the data set empty or the iterator used up?")
         return {name: totals[name].div_(count) for name in setting.params if name in totals}

@@ -10,12 +10,14 @@ from torch import Tensor
 from subnetune.core.embeddings import embedding_module
 from subnetune.core.errors import DataError, UsageError
 from subnetune.core.types import Batch, Setting, unwrap
-from subnetune.score.examples import IGNORED
+from subnetune.score.examples import IGNORED, labelled
 
 
-def sampled_labels(setting: Setting) -> Callable[[Batch], Batch]:
+def sampled_labels(setting: Setting, singly: bool = False) -> Callable[[Batch], Batch]:
     """Return a function that replaces a batch's labels by ones drawn from the model's prediction without dropout.
 
+    `singly` draws example by example, so that the labels do not depend on how the examples are batched; one without a
+    label keeps none, and takes no draw.
     Draws come from a generator of their own, seeded with the setting's seed: no global random state is touched, and
     the same labels are drawn on every device. Raises `UsageError` for language models: the label of one position is
     the input of the next, so drawing labels means generating text, not one forward pass.
@@ -37,7 +39,12 @@ def sampled_labels(setting: Setting) -> Callable[[Batch], Batch]:
             logits = setting.forward(setting.model, batch).logits.detach().float().cpu()
         for module, mode in modes:
             module.training = mode
-        return {**batch, "labels": draw(logits, batch["labels"], generator)}
+        labels = batch["labels"]
+        if not (singly and labels.dim() and logits.dim() and logits.shape[0] == labels.shape[0]):
+            return {**batch, "labels": draw(logits, labels, generator)}
+        rows = zip(torch.split(logits, 1), torch.split(labels, 1), labelled(batch).tolist(), strict=True)
+        drawn = [draw(row, label, generator) if counts else label for row, label, counts in rows]
+        return {**batch, "labels": torch.cat(drawn)}
 
     return relabel
 

@@ -55,7 +55,8 @@ def test_per_sample_on_a_transformer_equals_batches_of_one() -> None:
     one = Fisher(estimator="per-sample")(setting(model, data, forward=default_forward))
     two = Fisher(estimator="batch")(setting(model, single, forward=default_forward))
     assert set(one) == set(two) == {name for name, _ in model.named_parameters()}
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    for name in one:  # hooks give them up to rounding; where gradients cancel, rounding is all there is
+        torch.testing.assert_close(one[name], two[name], rtol=2e-5, atol=1e-12)
     assert one["bert.encoder.layer.0.intermediate.dense.weight"].max() > 0
 
 
