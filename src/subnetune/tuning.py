@@ -21,9 +21,10 @@ from subnetune.core.recipe import Recipe
 from subnetune.core.types import Batch, Batches, Forward, Live, Mask, Output, Setting, State, Step, default_forward
 from subnetune.engine.binding import Binding, check_arguments
 from subnetune.engine.child import Child
-from subnetune.engine.choice import EngineName, choose, make_engine
+from subnetune.engine.choice import EngineName, PrecisionName, choose, make_engine
 from subnetune.engine.facts import Facts
 from subnetune.engine.middleware import under_rules
+from subnetune.engine.precision import Precision
 from subnetune.engine.ranks import check_same_on_all_ranks
 from subnetune.engine.reference import (
     Handle,
@@ -111,19 +112,23 @@ class Tuning(Facts):
         cls: type[Optimizer] = torch.optim.AdamW,
         *,
         engine: EngineName = "auto",
+        precision: PrecisionName = "same",
         groups: list[dict[str, Any]] | None = None,
         **hyper: Any,
     ) -> Optimizer:
         """Return an optimizer of class `cls` over what trains, grouped by the recipe, served by the fastest engine.
 
-        `engine` asks for one by name (docs/engines.md says what each serves); `groups` replaces `param_groups(lr)`.
-        Raises UsageError for an engine that cannot serve this, and for an optimizer that evaluates closures (LBFGS).
+        `engine` asks for one by name (docs/engines.md says what each serves). `precision` says how bf16 and fp16
+        weights take up small updates: "master" keeps float32 copies of what trains, "stochastic" rounds by chance.
+        `groups` replaces `param_groups(lr)`. Raises UsageError for an engine or a precision that cannot serve this,
+        and for an optimizer that evaluates closures (LBFGS).
         """
         check_optimizer_class(cls)
         groups = self.param_groups(hyper.get("lr")) if groups is None else groups
         self._check_unserved()
-        choice = choose(self.recipe, cls, hyper, self._binding.trained(), engine)
-        self._engine = make_engine(choice, Child(self, self._binding), cls, groups, hyper)
+        choice = choose(self.recipe, cls, hyper, self._binding.trained(), engine, precision)
+        child, rounding = Child(self, self._binding), Precision(precision, self.seed)
+        self._engine = make_engine(choice, child, cls, groups, hyper, rounding)
         return self._engine.optimizer
 
     def param_groups(self, lr: Any = None) -> list[dict[str, Any]]:

@@ -51,6 +51,20 @@ def hash_range(
     return out
 
 
+def hash_at(seed: int, step: int, name: str, index: Tensor) -> Tensor:
+    """Return the hashes of flat indices, int64, (n,), ascending: int32 with the unsigned word's bits, (n,)."""
+    result = torch.empty(index.numel(), dtype=torch.int32, device=index.device)
+    if not index.numel():
+        return result
+    for high in range(int(index[0]) // _WORD, int(index[-1]) // _WORD + 1):
+        here = slice(int(torch.searchsorted(index, high * _WORD)), int(torch.searchsorted(index, (high + 1) * _WORD)))
+        first, second = keys(seed, step, name, high)
+        x = (index[here] + first) % _WORD
+        x = torch.where(x >= _WORD >> 1, x - _WORD, x).to(torch.int32)
+        result[here] = _finish(x, torch.empty_like(x), second)
+    return result
+
+
 def bernoulli_mask(
     seed: int,
     step: int,
@@ -196,18 +210,7 @@ def _part_hashes(
         for axis in reversed(range(len(shape))):
             index += rest.remainder(local_shape[axis]) * strides[axis]
             rest = rest.div(local_shape[axis], rounding_mode="floor")
-        # Flat indices grow with the local ones, so the ends hold the smallest and the largest high word.
-        words = range(int(index[0]) // _WORD, int(index[-1]) // _WORD + 1)
-        result = torch.empty(index.numel(), dtype=torch.int32, device=device)
-        for high in words:
-            here = slice(
-                int(torch.searchsorted(index, high * _WORD)), int(torch.searchsorted(index, (high + 1) * _WORD))
-            )
-            first_key, second_key = keys(seed, step, name, high)
-            x = (index[here] + first_key) % _WORD
-            x = torch.where(x >= _WORD >> 1, x - _WORD, x).to(torch.int32)
-            result[here] = _finish(x, torch.empty_like(x), second_key)
-        yield low, result
+        yield low, hash_at(seed, step, name, index)
 
 
 def _finish(x: Tensor, scratch: Tensor, second: int) -> Tensor:

@@ -16,6 +16,7 @@ from subnetune.engine.child import Child
 from subnetune.engine.fused import FusedAdamW, Treated
 from subnetune.engine.kernels import Treatment, kernels_for
 from subnetune.engine.packed import ELEMENT_WISE, PackedOptimizer
+from subnetune.engine.precision import PRECISIONS, Precision
 from subnetune.engine.reference import ReferenceEngine
 from subnetune.engine.served import ServedOptimizer
 from subnetune.engine.serving import ServedEngine
@@ -23,6 +24,7 @@ from subnetune.update.hold_unselected import HoldUnselected
 from subnetune.update.mask_gradient import MaskGradient
 
 EngineName: TypeAlias = Literal["auto", "reference", "packed", "fused"]
+PrecisionName: TypeAlias = Literal["same", "master", "stochastic"]
 ENGINES = ("auto", "reference", "packed", "fused")
 SMALL = 1 << 20  # entries: below, a step takes well under a millisecond in any engine
 
@@ -38,10 +40,18 @@ class Choice(NamedTuple):
 
 
 def choose(
-    recipe: Recipe, cls: Any, hyper: Mapping[str, Any], trained: Mapping[str, Tensor], asked: str = "auto"
+    recipe: Recipe,
+    cls: Any,
+    hyper: Mapping[str, Any],
+    trained: Mapping[str, Tensor],
+    asked: str = "auto",
+    precision: str = "same",
 ) -> Choice:
-    """Return the engine for `recipe` under optimizers of class `cls`. Raises UsageError where `asked` cannot serve."""
+    """Return the engine for `recipe` under optimizers of class `cls`. Raises UsageError where none serves as asked."""
     check_choice("optimizer", "engine", asked, ENGINES)
+    check_choice("optimizer", "precision", precision, PRECISIONS)
+    if precision != "same":
+        return _converting(recipe, cls, trained, asked, precision)
     refused = {"packed": not_packed(recipe, cls, trained), "fused": not_fused(recipe, cls, hyper, trained)}
     if asked != "auto":
         if refused.get(asked):
@@ -61,14 +71,33 @@ def choose(
     return Choice("reference", f"not packed: {refused['packed']}; not fused: {against}")
 
 
+def _converting(recipe: Recipe, cls: Any, trained: Mapping[str, Tensor], asked: str, precision: str) -> Choice:
+    """Return the packed engine, the one that keeps leaves in another precision than the weights have."""
+    why = f"the {asked} engine computes in the weights' precision" if asked not in ("auto", "packed") else None
+    if recipe.selector is not None:
+        why = why or not_packed(recipe, cls, trained)
+    elif cls not in ELEMENT_WISE:
+        why = why or _not_element_wise(cls)
+    else:
+        why = why or _not_plain(recipe, trained)
+    if why is not None:
+        raise UsageError(f'precision="{precision}" needs the packed engine, which cannot serve this run: {why}')
+    return Choice("packed", f'precision="{precision}" was asked for')
+
+
 def make_engine(
-    choice: Choice, child: Child, cls: Any, groups: list[dict[str, Any]], hyper: Mapping[str, Any]
+    choice: Choice,
+    child: Child,
+    cls: Any,
+    groups: list[dict[str, Any]],
+    hyper: Mapping[str, Any],
+    precision: Precision,
 ) -> ReferenceEngine:
     """Return the chosen engine with its optimizer, over `groups` of the parameters that train."""
     optimizer: Optimizer = cls(groups, **hyper)
     recipe = child.host.recipe
     if choice.name == "packed":
-        served: ServedOptimizer = PackedOptimizer(optimizer, child, hyper, _divisor(recipe, child))
+        served: ServedOptimizer = PackedOptimizer(optimizer, child, hyper, _divisor(recipe, child), precision)
     elif choice.name == "fused":
         served = FusedAdamW(optimizer, child, treated(recipe))
     else:
@@ -92,7 +121,7 @@ def not_packed(recipe: Recipe, cls: Any, trained: Mapping[str, Tensor]) -> str |
     if not treated(recipe).treatment.hold:
         return "no rule holds the unselected entries, so that they take part in the step"
     if cls not in ELEMENT_WISE:
-        return f"{getattr(cls, '__name__', cls)} is not among the optimizers known to treat every entry by itself"
+        return _not_element_wise(cls)
     return _not_plain(recipe, trained)
 
 
@@ -121,6 +150,10 @@ def _not_plain(recipe: Recipe, trained: Mapping[str, Tensor]) -> str | None:
         return f"{type(recipe.selector).__name__} observes gradients under a static mask"
     scattered = next((name for name, tensor in trained.items() if not tensor.is_contiguous()), None)
     return None if scattered is None else f"{scattered!r} is not contiguous in memory"
+
+
+def _not_element_wise(cls: Any) -> str:
+    return f"{getattr(cls, '__name__', cls)} is not among the optimizers known to treat every entry by itself"
 
 
 def _compiled(device: str) -> bool:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from subnetune.engine.child import Child, flat
+from subnetune.engine.child import Child
 from subnetune.engine.kernels import kernels_for
+from subnetune.engine.norms import packed
 from subnetune.engine.place import Place
+from subnetune.engine.precision import Precision
 from subnetune.engine.served import ServedOptimizer, check_same_shape
 
 # Every update of these is a function of one entry's own numbers; tests/unit/engine compares each with dense training.
@@ -34,6 +36,7 @@ ELEMENT_WISE = (
 )
 _LANES = 16  # fused kernels round the last n mod 16 entries otherwise: leaves are padded so that they have none
 _OWN = ("params", "param_names")
+_MASTER = "master"  # where a state holds the float32 copy
 
 
 class PackedOptimizer(ServedOptimizer):
@@ -41,10 +44,19 @@ class PackedOptimizer(ServedOptimizer):
 
     engine = "packed"
 
-    def __init__(self, probe: Optimizer, child: Child, hyper: Mapping[str, Any], divisor: float | None) -> None:
+    def __init__(
+        self,
+        probe: Optimizer,
+        child: Child,
+        hyper: Mapping[str, Any],
+        divisor: float | None,
+        precision: Precision,
+    ) -> None:
+        for name in child.names:
+            precision.check(name, child.local(name))
         super().__init__(probe, child)
         self._hyper = dict(hyper)
-        self._divisor = divisor
+        self._divisor, self._precision = divisor, precision
         self._leaves: dict[str, nn.Parameter] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # the local shape that a leaf was made for
         self._inner: Optimizer | None = None
@@ -56,12 +68,8 @@ class PackedOptimizer(ServedOptimizer):
         packed_now = [name for name in self.child.names if self._fill(name)]
         inner.step()
         for name in packed_now:
-            local = self.child.local(name)
-            place = self.child.place(name, local)
-            leaf = self._leaves[name]
-            leaf.grad = None
-            if place is not None:
-                kernels_for(local.device.type).scatter(leaf.detach()[: place.count], place, _storage(local))
+            self._leaves[name].grad = None
+            self._write(name)
 
     def _fill(self, name: str) -> bool:
         """Put the tensor's values and gradient into its leaf; return whether it has a gradient."""
@@ -72,19 +80,38 @@ class PackedOptimizer(ServedOptimizer):
         leaf.grad = None
         if gradient is None:
             return False
-        if place is None:
+        if self._shares(local, place):
             leaf.data = local.detach()
             leaf.grad = self._scaled(gradient, name)
             return True
-        kernels = kernels_for(local.device.type)
-        kernels.gather(_storage(local), place, leaf.detach()[: place.count])
+        values = _entries(leaf.detach(), place)
+        if self._precision.converts(local):
+            self._precision.read(values, packed(local.detach(), place).view(values.shape))
+        elif place is not None:
+            kernels_for(local.device.type).gather(_storage(local), place, values)
         grad = torch.zeros_like(leaf)
-        if gradient.numel() == place.count:
-            grad[: place.count] = gradient
-        else:
-            kernels.gather(flat(gradient), place, grad[: place.count])
+        dense = place is not None and gradient.numel() == place.size
+        _entries(grad, place).copy_(packed(gradient, place) if dense else gradient)
         leaf.grad = self._scaled(grad, name)
         return True
+
+    def _write(self, name: str) -> None:
+        """Put what the leaf holds into the tensor."""
+        local = self.child.local(name)
+        place = self.child.place(name, local)
+        if self._shares(local, place):
+            return
+        values = _entries(self._leaves[name].detach(), place)
+        if self._precision.converts(local):
+            values = self._precision.rounded(values, name, local, place, self.child.host.live(self).step.index)
+        if place is None:
+            local.detach().copy_(values)
+        else:
+            kernels_for(local.device.type).scatter(values, place, _storage(local))
+
+    def _shares(self, local: Tensor, place: Place | None) -> bool:
+        """Whether the leaf is the parameter's own storage."""
+        return place is None and not self._precision.converts(local)
 
     def _scaled(self, gradient: Tensor, name: str) -> Tensor:
         if self.scale is not None:
@@ -104,9 +131,16 @@ class PackedOptimizer(ServedOptimizer):
             ):
                 check_same_shape(name, self._shapes[name], shape)
             if self._shapes.get(name) != shape:
-                self._leaves[name] = nn.Parameter(_empty_leaf(local, self.child.place(name, local)))
+                self._leaves[name] = nn.Parameter(self._empty_leaf(local, self.child.place(name, local)))
                 self._shapes[name] = shape
                 self._inner = None
+
+    def _empty_leaf(self, local: Tensor, place: Place | None) -> Tensor:
+        if self._shares(local, place):
+            return local.detach()
+        shape = local.shape if place is None else (-(-place.count // _LANES) * _LANES,)
+        dtype = torch.float32 if self._precision.converts(local) else local.dtype
+        return torch.zeros(shape, dtype=dtype, device=local.device)
 
     def _synced(self) -> Optimizer:
         """Return the inner optimizer, with the hyper-parameters that the groups have now."""
@@ -122,6 +156,10 @@ class PackedOptimizer(ServedOptimizer):
 
     # -- state -------------------------------------------------------------------------------------------------------
 
+    def about(self) -> dict[str, Any]:
+        """Return what must agree between a saved state and this optimizer."""
+        return {**super().about(), "precision": self._precision.kind}
+
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the inner optimizer's states by name, without the padding."""
         if self._inner is None:
@@ -131,6 +169,8 @@ class PackedOptimizer(ServedOptimizer):
             if leaf in self._inner.state:
                 place = self.child.place(name, self.child.local(name))
                 found[name] = {key: _unpadded(value, place) for key, value in self._inner.state[leaf].items()}
+                if self._precision.kind == "master" and leaf.dtype != self.child.local(name).dtype:
+                    found[name][_MASTER] = _unpadded(leaf, place)
         return found
 
     def put_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
@@ -142,7 +182,10 @@ class PackedOptimizer(ServedOptimizer):
         for name, state in states.items():
             leaf = self._leaves[name]
             place = self.child.place(name, self.child.local(name))
-            inner.state[leaf] = {key: _padded(value, leaf, place, id(leaf) in moving) for key, value in state.items()}
+            values = {key: _padded(value, leaf, place, id(leaf) in moving) for key, value in state.items()}
+            if _MASTER in values:
+                leaf.data.copy_(values.pop(_MASTER))
+            inner.state[leaf] = values
 
     def expected(self, name: str) -> tuple[int, ...]:
         """Return (count,) for a tensor with a mask, else its local shape."""
@@ -155,10 +198,9 @@ def _without(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in keys}
 
 
-def _empty_leaf(local: Tensor, place: Place | None) -> Tensor:
-    if place is None:
-        return local.detach()  # shares the parameter's storage
-    return torch.zeros(-(-place.count // _LANES) * _LANES, dtype=local.dtype, device=local.device)
+def _entries(leaf: Tensor, place: Place | None) -> Tensor:
+    """Return a leaf without its padding."""
+    return leaf if place is None else leaf[: place.count]
 
 
 def _storage(local: Tensor) -> Tensor:

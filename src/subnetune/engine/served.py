@@ -133,8 +133,11 @@ class ServedOptimizer(Optimizer):
                     'gathered yet; build the optimizer with engine="reference" for torch\'s own distributed checkpoints'
                 )
         groups = [{**group, "params": list(group["param_names"])} for group in shell["param_groups"]]
-        about = {"format": FORMAT, "engine": self.engine, "class": self.kind.__name__}
-        return {**shell, "about": about, "state": states, "param_groups": groups}
+        return {**shell, "about": self.about(), "state": states, "param_groups": groups}
+
+    def about(self) -> dict[str, Any]:
+        """Return what must agree between a saved state and this optimizer."""
+        return {"format": FORMAT, "engine": self.engine, "class": self.kind.__name__}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replace states and hyper-parameters by those of `state_dict()`; nothing is cast. An empty state is fine.
@@ -156,8 +159,7 @@ class ServedOptimizer(Optimizer):
                 f"this is not the state of subnetune's {self.engine} engine; a state that torch's {self.kind.__name__} "
                 'saved continues with tuning.optimizer(..., engine="reference")'
             )
-        here = {"format": FORMAT, "engine": self.engine, "class": self.kind.__name__}
-        for key, wanted in here.items():
+        for key, wanted in self.about().items():
             if about.get(key) != wanted:
                 raise CheckpointError(
                     f"the optimizer state was saved with {key} {about.get(key)!r}, this run has {wanted!r}: a run goes "
