@@ -72,9 +72,11 @@ def rates_of(device: str, beta1: float = 0.9, scaled: bool = True) -> Rates:
     return Rates(1e-3, beta1, 0.999, 1e-8, 0.1, 3, scale, 0.5 if scaled else 1.0)
 
 
-def compare(device: str, size: int, states: int, update: Callable[[object, Tensor, Moments], None]) -> list[Tensor]:
+def compare(
+    device: str, size: int, states: int, update: Callable[[object, Tensor, Moments], None], momentum: float = 1e-2
+) -> list[Tensor]:
     """Run an update of `size` weights with both kernels from one state; return the weights before and after."""
-    start = [numbers(1, size), numbers(2, states, scale=1e-2), numbers(3, states, scale=1e-2) ** 2]
+    start = [numbers(1, size), numbers(2, states, scale=momentum), numbers(3, states, scale=1e-2) ** 2]
     results = []
     for kernels in (PlainKernels(), GpuKernels()):
         here = [fenced(tensor, device) for tensor in start]
@@ -92,7 +94,9 @@ def adamw_of_every_entry(device: str) -> None:
     for size, beta1, scaled in ((1, 0.9, True), (1023, 0.3, True), (1025, 0.9, False), (2048, 0.0, True)):
         gradient = numbers(4, size, scale=1e-2).to(device)
         rates = rates_of(device, beta1, scaled)
-        compare(device, size, size, lambda k, w, m, g=gradient, r=rates: k.adamw(w, g, m, r))
+        # With beta1 = 0 the new average is the gradient itself, however large the old one was.
+        momentum = 1e4 if beta1 == 0 else 1e-2
+        compare(device, size, size, lambda k, w, m, g=gradient, r=rates: k.adamw(w, g, m, r), momentum)
 
 
 def adamw_under_a_hashed_mask(device: str) -> None:
@@ -189,7 +193,7 @@ def gathering_adds_and_converts(device: str) -> None:
         place = place_of(masked(13, size, keep), device)
         for given in halves:
             for wanted in halves:
-                # On the CPU sums fit every type exactly: the interpreter, unlike the compiler, rounds to bf16 towards zero.
+                # On the CPU sums fit every type: the interpreter, unlike the compiler, rounds to bf16 towards zero.
                 source = numbers(14, size) if device != "cpu" else (numbers(14, size) * 32).round() / 32
                 old = numbers(15, place.count) if device != "cpu" else (numbers(15, place.count) * 8).round() / 32
                 for add in (False, True):
