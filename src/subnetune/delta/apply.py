@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from subnetune.core.bits import bits_of, equal_bits
 from subnetune.core.errors import CheckpointError, UsageError, nearest
 from subnetune.core.fingerprint import (
     Fingerprint,
@@ -25,6 +24,7 @@ from subnetune.core.randomness import forked_randomness
 from subnetune.core.types import unwrap
 from subnetune.delta.adapters import replay_adapter
 from subnetune.delta.delta import Delta, Entries, Whole
+from subnetune.delta.writing import Write, misses, write_all
 from subnetune.prepare.add_adapter import AddAdapter
 from subnetune.prepare.concat_pooling import ConcatPooling
 
@@ -38,15 +38,6 @@ PREPARATIONS: Mapping[str, Callable[[nn.Module, Mapping[str, Any]], Callable[[],
 }
 
 
-class _Write(NamedTuple):
-    """One tensor to write: new `values` at flat `positions` (None: all of it)."""
-
-    name: str
-    target: Tensor
-    positions: Tensor | None
-    values: Tensor
-
-
 @final
 class Handle:
     """An applied delta: it holds the values that were there before, and `remove` puts them back.
@@ -55,7 +46,7 @@ class Handle:
     nothing. Removing twice is removing once.
     """
 
-    def __init__(self, delta: Delta, writes: list[_Write], old: list[Tensor], undo: ExitStack) -> None:
+    def __init__(self, delta: Delta, writes: list[Write], old: list[Tensor], undo: ExitStack) -> None:
         self.delta = delta
         self.applied = bool(writes)
         self._writes, self._old, self._undo = writes, old, undo
@@ -70,13 +61,13 @@ class Handle:
         if not self.applied:
             self._undo.close()  # modules may have changed where no value did
             return
-        moved = [w.name for w in self._writes if w.name not in self.delta.buffers and not _holds(w)]
+        moved = misses([w for w in self._writes if w.name not in self.delta.buffers])
         if moved:
             raise CheckpointError(
                 f"not removed: {_listed(moved)} no longer hold the delta's values; undo what was done after apply, "
                 "or load the base again"
             )
-        _write_all([w._replace(values=old) for w, old in zip(self._writes, self._old, strict=True)])
+        write_all([w._replace(values=old) for w, old in zip(self._writes, self._old, strict=True)])
         self.applied = False
         self._writes, self._old = [], []
         self._undo.close()
@@ -93,7 +84,7 @@ def apply(delta: Delta, model: nn.Module, *, force: bool = False) -> Handle:
     """
     with restructured(delta, model) as undo:  # whatever is refused from here on takes the structural changes back
         writes = _checked(delta, model, force)
-        return Handle(delta, writes, _write_all(writes), undo.pop_all())
+        return Handle(delta, writes, write_all(writes), undo.pop_all())
 
 
 def restructured(delta: Delta, model: nn.Module) -> ExitStack:
@@ -114,13 +105,14 @@ def restructured(delta: Delta, model: nn.Module) -> ExitStack:
         return undo.pop_all()
 
 
-def _checked(delta: Delta, model: nn.Module, force: bool) -> list[_Write]:
+def _checked(delta: Delta, model: nn.Module, force: bool) -> list[Write]:
     """Return what is to be written, none where the model already is base and delta together."""
     parameters, buffers = targets(delta, model)
     found = Fingerprint.of(model, exclude=list(delta.new))
     writes = list(_writes(delta, parameters, buffers))
     if found.base == delta.info.tuned:  # also the base, where the delta brings new tensors alone
-        return [write for write in writes if not _holds(write)]  # at most new tensors or a buffer that moved
+        missed = misses(writes)
+        return [write for write in writes if write.name in missed]  # at most new tensors or a buffer that moved
     if found.base == delta.info.base:
         return writes
     if not force:
@@ -154,11 +146,11 @@ def remove(delta: Delta, model: nn.Module, base: Mapping[str, Tensor]) -> None:
     if problems:
         raise CheckpointError(f"the base values given do not fit: {_listed(problems)}; give those the run started from")
     writes = [w for w in _writes(delta, parameters, buffers) if aliases.get(w.name, w.name) in (*touched, *buffers)]
-    strange = [w.name for w in writes if w.name not in buffers and not _holds(w)]
+    strange = misses([w for w in writes if w.name not in buffers])
     if strange or (touched and delta.info.tuned and found.base != delta.info.tuned):
         where = _listed(strange) if strange else "a tensor that the delta does not change"
         raise CheckpointError(f"not removed: the model is not base and delta together: {where} differs")
-    _write_all([_Write(w.name, w.target, None, base[aliases.get(w.name, w.name)].detach()) for w in writes])
+    write_all([Write(w.name, w.target, None, base[aliases.get(w.name, w.name)].detach()) for w in writes])
 
 
 def targets(delta: Delta, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -233,54 +225,18 @@ def _wrong_base(delta: Delta, found: Fingerprint) -> str:
     )
 
 
-def _writes(delta: Delta, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[_Write]:
+def _writes(delta: Delta, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Iterator[Write]:
     """Yield what the delta writes; the new values stay on the CPU until they are written."""
     for name, part in delta.touched.items():
         if isinstance(part, Entries):
-            yield _Write(name, parameters[name].detach(), part.index.positions(), part.values)
+            yield Write(name, parameters[name].detach(), part.index, part.values)
         else:
             assert isinstance(part, Whole)
-            yield _Write(name, parameters[name].detach(), None, part.values)
+            yield Write(name, parameters[name].detach(), None, part.values)
     for name, values in delta.new.items():
-        yield _Write(name, parameters[name].detach(), None, values)
+        yield Write(name, parameters[name].detach(), None, values)
     for name, values in delta.buffers.items():
-        yield _Write(name, buffers[name].detach(), None, values)
-
-
-def _read(write: _Write) -> Tensor:
-    """The values that are there now, a copy: (moved,) or the tensor's shape."""
-    if write.positions is None:
-        return write.target.clone()
-    return bits_of(write.target)[write.positions.to(write.target.device)].view(write.target.dtype)
-
-
-def _holds(write: _Write) -> bool:
-    return equal_bits(_read(write), write.values)
-
-
-def _write(write: _Write) -> None:
-    values = write.values.to(write.target.device)
-    if write.positions is None:
-        write.target.copy_(values)
-        return
-    whole = write.target if write.target.is_contiguous() else write.target.contiguous()
-    bits_of(whole)[write.positions.to(whole.device)] = bits_of(values)
-    if whole is not write.target:
-        write.target.copy_(whole)
-
-
-def _write_all(writes: list[_Write]) -> list[Tensor]:
-    """Write all or, where one fails, none; return the values that were there before."""
-    with torch.no_grad():
-        old = [_read(write) for write in writes]
-        try:
-            for write in writes:
-                _write(write)
-        except BaseException:
-            for write, values in zip(writes, old, strict=True):
-                _write(write._replace(values=values))
-            raise
-    return old
+        yield Write(name, buffers[name].detach(), None, values)
 
 
 def _listed(names: list[str]) -> str:

@@ -22,6 +22,7 @@ from subnetune.core.errors import CheckpointError, UsageError
 
 CODINGS = ("bitmap", "gaps", "holes")
 _PIECE = 1 << 15  # positions at a time: their int64 numbers fit into the cache (a multiple of 8: bit planes go on)
+_DECODED = 1 << 17  # bits decoded at a time: threads need work beside the interpreter's lock (a multiple of 8 too)
 _MOST_ENTRIES = 1 << 61  # sums of two positions stay inside int64
 _Numbers: TypeAlias = NDArray[Any]
 
@@ -39,28 +40,43 @@ class Index:
     moved: int
     data: Tensor
 
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield the flat positions, int64, ascending, in pieces that fit into the cache.
+
+        Raises CheckpointError on bytes that are not valid, before the first piece.
+        """
+        data = self.data.numpy()
+        if self.coding == "gaps":
+            yield from map(torch.from_numpy, _decode_gaps(data, self.low, self.entries, self.moved))
+            return
+        mask = self._bits(data)
+        for start in range(0, mask.size, _DECODED):
+            where = np.flatnonzero(mask[start : start + _DECODED])
+            where += start
+            if where.size:
+                yield torch.from_numpy(where)
+
     def positions(self) -> Tensor:
         """Return the flat positions, int64, (moved,), ascending. Raises CheckpointError on bytes that are not valid."""
-        data = self.data.numpy()
-        if self.coding == "bitmap":
-            return torch.from_numpy(np.flatnonzero(_bits(data, self.entries).view(np.bool_)))
-        if self.coding == "gaps":
-            return torch.from_numpy(_decode_gaps(data, self.low, self.entries, self.moved))
-        return torch.from_numpy(np.flatnonzero(self._mask_of_holes(data)))
+        return torch.cat([*self.pieces(), torch.empty(0, dtype=torch.int64)])
 
     def mask(self) -> Tensor:
-        """Return the positions as a mask, bool, (entries,)."""
-        if self.coding == "bitmap":
-            return torch.from_numpy(_bits(self.data.numpy(), self.entries).view(np.bool_))
-        if self.coding == "holes":
-            return torch.from_numpy(self._mask_of_holes(self.data.numpy()))
-        mask = torch.zeros(self.entries, dtype=torch.bool)
-        mask[self.positions()] = True
-        return mask
+        """Return the positions as a mask, bool, (entries,). Raises CheckpointError on bytes that are not valid."""
+        data = self.data.numpy()
+        if self.coding != "gaps":
+            return torch.from_numpy(self._bits(data))
+        mask = np.zeros(self.entries, dtype=np.bool_)
+        for where in _decode_gaps(data, self.low, self.entries, self.moved):
+            mask[where] = True
+        return torch.from_numpy(mask)
 
-    def _mask_of_holes(self, data: _Numbers) -> _Numbers:
+    def _bits(self, data: _Numbers) -> _Numbers:
+        if self.coding == "bitmap":
+            _check_bits(data, self.entries, self.moved)
+            return np.unpackbits(data, count=self.entries, bitorder="little").view(np.bool_)
         mask = np.ones(self.entries, dtype=np.bool_)
-        mask[_decode_gaps(data, self.low, self.entries, self.entries - self.moved)] = False
+        for where in _decode_gaps(data, self.low, self.entries, self.entries - self.moved):
+            mask[where] = False
         return mask
 
     def check(self) -> None:
@@ -75,9 +91,7 @@ class Index:
             )
         data = self.data.numpy()
         if self.coding == "bitmap":
-            _check_bits(data, self.entries)
-            if (found := _ones(data)) != self.moved:
-                raise CheckpointError(f"the index holds {found} positions, its header says {self.moved}")
+            _check_bits(data, self.entries, self.moved)
         else:
             count = self.moved if self.coding == "gaps" else self.entries - self.moved
             _check_gaps(data, self.low, self.entries, count)
@@ -196,22 +210,40 @@ def _check_gaps(data: _Numbers, low: int, entries: int, count: int) -> tuple[_Nu
     return unary, planes
 
 
-def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> _Numbers:
-    """Return the `count` ascending positions, int64; raises CheckpointError as `_check_gaps` does."""
+def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> Iterator[_Numbers]:
+    """Yield the `count` ascending positions, int64, in pieces; raises CheckpointError as `_check_gaps` does."""
     unary, planes = _check_gaps(data, low, entries, count)  # from here on nothing can leave the range of int64
-    ends = np.flatnonzero(np.unpackbits(unary, bitorder="little").view(np.bool_))
-    position = -1
-    for start, high in _gaps(ends):
-        part = ends[start : start + _PIECE]  # read already: the positions take the place of the ends
-        high <<= low
-        for bit in range(low):
-            packed = planes[bit, start // 8 : (start + _PIECE) // 8]
-            high |= np.unpackbits(packed, count=part.size, bitorder="little").astype(np.int64) << bit
-        high += 1
-        np.cumsum(high, out=part)
-        part += position
-        position = int(part[-1])
-    return ends
+    each = np.arange(_DECODED)
+    start, position = 0, -1
+    for byte in range(0, unary.size, _DECODED // 8):
+        where = np.flatnonzero(np.unpackbits(unary[byte : byte + _DECODED // 8], bitorder="little").view(np.bool_))
+        stop = start + where.size
+        if low == 0:  # the unary bits are a bitmap
+            where += 8 * byte
+        else:
+            where -= each[: where.size]
+            where += (
+                8 * byte - start
+            )  # the zeros among the unary bits so far: the high bits of all gaps so far, added up
+            where *= 1 << low
+            steps = np.cumsum(_steps(planes, start, stop), dtype=np.int64)
+            steps += position
+            where += steps
+            position = int(steps[-1]) if steps.size else position
+        start = stop
+        if where.size:
+            yield where
+
+
+def _steps(planes: _Numbers, start: int, stop: int) -> _Numbers:
+    """Return one more than the low bits of the gaps from `start` to `stop`, (stop - start,), in narrow integers."""
+    dtype = np.uint8 if len(planes) < 8 else np.int64
+    before, count = start % 8, stop - start // 8 * 8
+    steps: _Numbers = np.ones(stop - start, dtype=dtype)
+    for bit, plane in enumerate(planes):
+        bits = np.unpackbits(plane[start // 8 : _bytes_for(stop)], count=count, bitorder="little")[before:]
+        steps += np.multiply(bits, 1 << bit, dtype=dtype) if bit else bits
+    return steps
 
 
 def _ones(data: _Numbers) -> int:
@@ -222,13 +254,9 @@ def _ones(data: _Numbers) -> int:
     return int(found) + int(np.bitwise_count(data[body:]).sum(dtype=np.int64))
 
 
-def _check_bits(data: _Numbers, count: int) -> None:
+def _check_bits(data: _Numbers, count: int, ones: int | None = None) -> None:
+    """Raise CheckpointError unless there are exactly `count` bits, `ones` of them set."""
     if data.size != _bytes_for(count) or (count % 8 and data[-1] >> (count % 8)):
         raise CheckpointError(f"{count} bits were expected in {_bytes_for(count)} bytes, got {data.size} or stray bits")
-
-
-def _bits(data: _Numbers, count: int) -> _Numbers:
-    """Return `count` bits as 0 or 1, uint8, (count,); raises CheckpointError unless exactly they are there."""
-    _check_bits(data, count)
-    bits: _Numbers = np.unpackbits(data, count=count, bitorder="little")
-    return bits
+    if ones is not None and (found := _ones(data)) != ones:
+        raise CheckpointError(f"the index holds {found} positions, its header says {ones}")

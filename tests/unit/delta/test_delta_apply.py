@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,25 +14,74 @@ from torch import nn
 import subnetune.delta.apply as applying
 from delta_cases import bits, case, net, tune, values_of
 from subnetune.core.errors import CheckpointError
-from subnetune.delta import Delta
+from subnetune.core.fingerprint import Fingerprint
+from subnetune.delta import Delta, codec
+from subnetune.delta.codec import Index
 
 
-@pytest.mark.parametrize("fail_at", [0, 1, 3, 5])
-def test_a_write_that_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatch, fail_at: int) -> None:
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("fail_at", [0, 1, 4, 9])
+def test_a_write_that_fails_in_the_middle_leaves_the_model_as_it_was(monkeypatch, threads, fail_at, count) -> None:
     base, _, delta = case()
-    before, real, calls = bits(base), applying._write, []
+    before, real, seen = bits(base), Index.pieces, []
+    threads(count)
+    monkeypatch.setattr(codec, "_DECODED", 8)  # many pieces: it fails inside of a tensor too
 
-    def failing(write: applying._Write) -> None:
-        calls.append(write.name)
-        if len(calls) == fail_at + 1:
-            raise MemoryError("no room")
-        real(write)
+    def failing(index: Index) -> Iterator[torch.Tensor]:
+        for piece in real(index):
+            seen.append(piece)
+            if len(seen) == fail_at + 1:
+                raise MemoryError("no room")
+            yield piece
 
-    monkeypatch.setattr(applying, "_write", failing)
+    monkeypatch.setattr(Index, "pieces", failing)
     with pytest.raises(MemoryError):
         delta.apply(base)
-    assert len(calls) > fail_at
+    assert len(seen) > fail_at
     assert bits(base) == before
+
+
+def test_values_that_are_not_as_many_as_their_positions_are_refused_before_they_are_written() -> None:
+    base, _, delta = case()
+    before = bits(base)
+    name, part = sorted(delta.entries.items())[-1]
+    broken = replace(delta, entries={**delta.entries, name: replace(part, values=part.values[:-1])})
+    with pytest.raises(CheckpointError, match=f"{name}.* has {part.index.moved - 1} values for {part.index.moved}"):
+        broken.apply(base)
+    assert bits(base) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_several_threads_write_what_one_does(dtype: torch.dtype, threads, tmp_path: Path) -> None:
+    written = {}
+    for count in (1, 3):
+        threads(count)
+        base, tuned, delta = case(dtype=dtype)
+        before = bits(base)
+        delta.save(tmp_path / str(count))
+        with torch.inference_mode():  # a mode that belongs to a thread
+            handle = Delta.load(tmp_path / str(count)).apply(base)
+            assert bits(base) == bits(tuned)
+            written[count] = (tmp_path / str(count)).read_bytes(), Fingerprint.of(base).tensors
+            handle.remove()
+        assert bits(base) == before
+    assert written[1] == written[3]
+
+
+def test_a_model_made_in_inference_mode_is_written_to_in_it(threads) -> None:
+    threads(3)
+    _, tuned, delta = case()
+    with torch.inference_mode():
+        base = net()
+        delta.apply(base)
+        assert bits(base) == bits(tuned)
 
 
 def test_writes_go_into_the_parameters_in_place() -> None:
