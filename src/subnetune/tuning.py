@@ -6,7 +6,7 @@ the run that follows is the one it would have been. After `load_state_dict` noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -185,7 +185,18 @@ class Tuning(Facts):
             raise LifeCycleError("this optimizer is not served by this Tuning: use tuning.optimizer() or attach()")
         before, clipped, self._clipped = self._index, self._clipped, False
         take_step(optimizer, scaler, clipped)
+        if self._index == before:
+            self._engine.skipped()
         return self._index > before
+
+    def before_step(self, call: Callable[[Optimizer], None]) -> None:
+        """Have `call(optimizer)` run at the start of every optimizer step, before the rules: it may clip in there.
+
+        For trainers that call `optimizer.step()` themselves. Raises LifeCycleError where no optimizer is served yet.
+        """
+        if self._engine is None:
+            raise LifeCycleError("no optimizer is served yet: call optimizer() or attach() first")
+        self._engine.run_first(call)
 
     # -- what the engine, the delta and the curious read ----------------------------------------------------------
 

@@ -61,9 +61,11 @@ def choose(
         return Choice("reference", "nothing is masked, so the optimizer's own step is all there is")
     device = next(iter(trained.values())).device.type
     size = sum(tensor.numel() for tensor in trained.values())
-    slow = f"no compiled kernels for {device} are installed (numba, Triton)" if not _compiled(device) else None
-    small = f"{size} entries train, and below {SMALL} a fused step saves nothing" if size < SMALL else None
-    against = refused["fused"] or small or slow
+    against = refused["fused"]
+    if against is None and size < SMALL:
+        against = f"{size} entries train, and below {SMALL} a fused step saves nothing"
+    elif against is None and not _compiled(device):  # asked last: it loads the compiler
+        against = f"no compiled kernels for {device} are installed (numba, Triton)"
     if against is None:
         return Choice("fused", f"AdamW and the mask in one pass ({kernels_for(device).name} kernels)")
     if refused["packed"] is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from subnetune.core.errors import LifeCycleError, UsageError
+from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
 from subnetune.core.fingerprint import whole_tensor
 from subnetune.core.recipe import Recipe
 from subnetune.core.types import Live, Mask, Params
@@ -52,14 +52,23 @@ class ReferenceEngine:
         self.optimizer, self.why = optimizer, why
         self._host = host
         self._open: ExitStack | None = None
+        self._first: list[Callable[[Optimizer], None]] = []
         before = optimizer.register_step_pre_hook(self._before)
         after = optimizer.register_step_post_hook(self._after)
-        self._hooks = (before, after)
+        loading = optimizer.register_load_state_dict_pre_hook(_refuse_named_states)
+        self._hooks = (before, after, loading)
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""
         for hook in self._hooks:
             hook.remove()
+
+    def run_first(self, call: Callable[[Optimizer], None]) -> None:
+        """Have `call(optimizer)` run at the start of each step that the optimizer is asked for, before any rule."""
+        self._first.append(call)
+
+    def skipped(self) -> None:
+        """Do what is due where the step that gradients were clipped for was not taken: nothing, they are clipped."""
 
     @torch.no_grad()
     def clip(self, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
@@ -79,6 +88,8 @@ class ReferenceEngine:
             raise UsageError(
                 "an optimizer step with a closure computes gradients after the mask was applied; call step()"
             )
+        for call in self._first:
+            call(optimizer)
         if overflowed(optimizer):
             return
         live = self._host.live(optimizer)
@@ -96,6 +107,15 @@ class ReferenceEngine:
         stack, self._open = self._open, None
         stack.close()
         self._host.advance()
+
+
+def _refuse_named_states(_: Optimizer, state: dict[str, Any]) -> None:
+    about = state.get("about")
+    if isinstance(about, Mapping):  # torch would match states by position, whatever their shapes
+        raise CheckpointError(
+            f"the optimizer state was saved by the {about.get('engine')} engine, this run has the reference engine: a "
+            f'run goes on with what it began with, engine="{about.get("engine")}"'
+        )
 
 
 def overflowed(optimizer: Optimizer) -> bool:

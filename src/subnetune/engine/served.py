@@ -110,6 +110,18 @@ class ServedOptimizer(Optimizer):
             self.scale = scale if self.scale is None else self.scale * scale
         return norm
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Scale the gradients now as the next step would have."""
+        if self.scale is None:
+            return
+        for name in self.child.names:
+            local = self.child.local(name)
+            gradient = self.gradient(name, local, None)
+            if gradient is not None:
+                gradient.mul_(self.scale)
+        self.scale = None
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raise UsageError: the recipe says what trains."""
         if self._built:

@@ -30,6 +30,10 @@ class ServedEngine(ReferenceEngine):
         recipe = self._host.recipe
         return self.optimizer.clip(max_norm, masks_clip(recipe), at_once=self._watched(self._host.live()))
 
+    def skipped(self) -> None:
+        """Scale the gradients now: what accumulates on top of them is not to be scaled by the step to come."""
+        self.optimizer.settle()
+
     def enter(self, stack: ExitStack, live: Live) -> None:
         """Give a selector that watches this step the gradients that the optimizer works with."""
         if live.mask is not None and self._watched(live):

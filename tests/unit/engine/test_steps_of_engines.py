@@ -1,0 +1,103 @@
+"""What every engine does around a step that its Tuning does not take itself, is not taken, or has another's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from subnetune.core.errors import CheckpointError, LifeCycleError
+from subnetune.core.recipe import Recipe, Scope
+from subnetune.score.magnitude import Magnitude
+from subnetune.select.top import Top
+from subnetune.tuning import Tuning
+from subnetune.update import HoldUnselected, MaskGradient
+from tiny import batch, bits, differing, tiny
+
+RECIPE = Recipe(
+    scope=Scope(selected=("@layers",), whole=("@head",)),
+    selector=Top(Magnitude(), keep=0.3),
+    update=(MaskGradient(), HoldUnselected()),
+)
+ENGINES = ("reference", "packed", "fused")
+
+
+def served(engine: str) -> tuple[Tuning, Optimizer]:
+    tuning = Tuning(RECIPE, tiny("bert").eval(), steps=8)
+    return tuning, tuning.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2, weight_decay=0.1)
+
+
+def backward(tuning: Tuning) -> None:
+    tuning.forward(batch()).loss.backward()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_clipping_inside_the_step_is_clipping_before_it(engine: str) -> None:
+    (outside, one), (inside, two) = served(engine), served(engine)
+    norms: list[torch.Tensor] = []
+    inside.before_step(lambda _: norms.append(inside.clip(0.01)))
+    for _ in range(3):
+        backward(outside)
+        before = outside.clip(0.01)
+        outside.step(one)
+        one.zero_grad()
+        backward(inside)
+        two.step()  # as a trainer does, past the Tuning
+        inside.model.zero_grad()
+        assert float(norms[-1]) == float(before) > 0.01
+    assert inside.index == 3
+    assert differing(bits(outside.model), bits(inside.model)) == []
+
+
+def test_there_must_be_a_step_to_run_before() -> None:
+    with pytest.raises(LifeCycleError, match="no optimizer is served yet"):
+        Tuning(RECIPE, tiny("bert"), steps=8).before_step(lambda _: None)
+
+
+class SkipsFirst:
+    """Calls the step of the optimizer that it wraps from the second time on, as accelerate does in an accumulation."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer, self.calls = optimizer, 0
+
+    def step(self) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            self.optimizer.step()
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_what_was_clipped_before_a_step_that_was_not_taken_stays_so(engine: str) -> None:
+    runs = []
+    for each in (engine, "reference"):
+        tuning, optimizer = served(each)
+        skipping: Any = SkipsFirst(optimizer)
+        for taken in (False, True):
+            backward(tuning)
+            tuning.clip(0.01)
+            assert tuning.step(skipping) is taken
+        runs.append(bits(tuning.model))
+    if engine == "packed":
+        assert differing(*runs) == []
+    else:
+        for name, value in runs[0].items():
+            torch.testing.assert_close(value, runs[1][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("other", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_state_of_another_engine_is_refused_and_says_which(engine: str, other: str) -> None:
+    tuning, optimizer = served(other)
+    backward(tuning)
+    tuning.step(optimizer)
+    saved = optimizer.state_dict()
+    _, here = served(engine)
+    if engine == other:
+        here.load_state_dict(saved)
+        assert here.state_dict()["state"].keys() == saved["state"].keys()
+        return
+    with pytest.raises(CheckpointError, match=other):
+        here.load_state_dict(saved)
+    assert not here.state_dict()["state"]
