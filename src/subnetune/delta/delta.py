@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from subnetune.core.bits import bits_of, equal_bits
 from subnetune.core.errors import CheckpointError, UsageError, nearest
 from subnetune.core.fingerprint import Fingerprint, named_buffers, named_parameters, parameter_aliases, whole_tensor
 from subnetune.core.fingerprint import fingerprint as fingerprint_of
+from subnetune.core.parallel import each, on_cpu
 from subnetune.core.recipe import Structural
 from subnetune.core.types import canonical_name, unwrap
 from subnetune.delta.about import about
@@ -140,29 +143,17 @@ class Delta:
         for name in (*base_values, *fresh):
             if name not in parameters:
                 raise UsageError(f"the model has no parameter {name!r}{nearest(name, parameters)}")
-        entries: dict[str, Entries] = {}
-        whole: dict[str, Whole] = {}
-        tuned = dict(fingerprint.tensors)
-        for name in parameters:
-            if name in fresh:
-                continue
-            parameter = whole_tensor(parameters[name])  # gathered one at a time
+        kept = [name for name in parameters if name not in fresh]
+
+        def changed(name: str) -> tuple[Entries | Whole, str] | None:
             if name not in fingerprint.tensors:
                 raise UsageError(f"{name!r} is neither in the base's fingerprint nor among the new tensors")
-            if name not in base_values:
-                if fingerprint_of(parameter) != fingerprint.tensors[name]:
-                    raise CheckpointError(f"{name!r} was frozen, yet its values are not the base's; it must not move")
-                continue
-            before = _same_kind(name, whole_tensor(base_values[name]), parameter)
-            if fingerprint_of(before) != fingerprint.tensors[name]:
-                raise CheckpointError(f"the base values given for {name!r} are not those of the base's fingerprint")
-            change = _change(before, parameter.cpu(), fingerprint.tensors[name])
-            if change is not None:
-                tuned[name] = fingerprint_of(parameter)
-            if isinstance(change, Whole):
-                whole[name] = change
-            elif change is not None:
-                entries[name] = change
+            return _changed(name, base_values.get(name), parameters[name], fingerprint.tensors[name])
+
+        side_by_side = on_cpu([*parameters.values(), *base_values.values()])  # shards are gathered one at a time
+        changes = dict(zip(kept, each(changed, kept) if side_by_side else map(changed, kept), strict=True))
+        found = {name: change for name, change in changes.items() if change is not None}
+        tuned = {**fingerprint.tensors, **{name: after for name, (_, after) in found.items()}}
         info = DeltaInfo(
             base=fingerprint.base,
             tuned=Fingerprint.over(model, tuned).base,
@@ -176,6 +167,8 @@ class Delta:
             **about(model, base_name),
         )
         stored_new = {name: whole_tensor(parameters[name]).cpu().clone() for name in parameters if name in fresh}
+        entries = {name: part for name, (part, _) in found.items() if isinstance(part, Entries)}
+        whole = {name: part for name, (part, _) in found.items() if isinstance(part, Whole)}
         return Delta(info, entries, whole, stored_new, _moved_buffers(model, base_buffers))
 
     @staticmethod
@@ -237,15 +230,25 @@ class Delta:
 def pack_entries(shape: tuple[int, ...], moved: Tensor, values: Tensor, base: str) -> Entries | Whole:
     """Return the smaller form of the entries where `moved`, (numel,), is True in `values`, a whole tensor (CPU)."""
     index = encode_mask(moved)
-    chosen = bits_of(values)[moved].view(values.dtype)
+    chosen = torch.from_numpy(np.compress(moved.numpy(), bits_of(values).numpy())).view(values.dtype)
     if chosen.numel() * chosen.element_size() + index.data.numel() < values.numel() * values.element_size():
         return Entries(shape, index, chosen, base)
     return Whole(values.detach().clone(), base)
 
 
-def _change(before: Tensor, after: Tensor, base: str) -> Entries | Whole | None:
+def _changed(name: str, before: Tensor | None, after: Tensor, base: str) -> tuple[Entries | Whole, str] | None:
+    """Return what moved in a tensor whose fingerprint was `base`, and its fingerprint now; None where nothing did."""
+    after = whole_tensor(after)
+    if before is None:
+        if fingerprint_of(after) != base:
+            raise CheckpointError(f"{name!r} was frozen, yet its values are not the base's; it must not move")
+        return None
+    before = _same_kind(name, whole_tensor(before), after)
+    if fingerprint_of(before) != base:
+        raise CheckpointError(f"the base values given for {name!r} are not those of the base's fingerprint")
+    after = after.cpu()
     moved = bits_of(before) != bits_of(after)
-    return pack_entries(tuple(after.shape), moved, after, base) if bool(moved.any()) else None
+    return (pack_entries(tuple(after.shape), moved, after, base), fingerprint_of(after)) if bool(moved.any()) else None
 
 
 def _same_kind(name: str, before: Tensor, after: Tensor) -> Tensor:
