@@ -1,0 +1,182 @@
+"""The kernels for CPU tensors, compiled by numba: one pass over memory, in as many threads as torch uses.
+
+The first call of an operation compiles it (a second or two), unless a process before has left the machine code in
+numba's cache (see `cpu_loops`). Small tensors, and processes forked after numba's threads were started, use one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from subnetune.core.errors import UsageError
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, cpu_loops, cpu_many, is_packed
+from subnetune.engine.kernels.cpu_blocks import Array
+from subnetune.engine.kernels.plain import PlainKernels
+from subnetune.engine.place import BLOCK, Place
+
+_FEW = 16  # blocks below which a second thread does not pay
+_EVERY = 1 << 31  # a limit above every signed word
+# Entries are moved as numbers of their width. float32 has vector loops, and a move keeps every bit of it.
+_CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.float32, 8: torch.int64}
+_ADDED = (torch.float32, torch.float64)
+
+
+class CpuKernels:
+    """See `Kernels`. CPU tensors only."""
+
+    name = "numba"
+
+    def gather(self, source: Tensor, place: Place, out: Tensor, *, add: bool = False) -> None:
+        """Write or add the selected entries of `source` into `out`."""
+        if source.dtype != out.dtype or (add and source.dtype not in _ADDED) or source.itemsize not in _CARRIER:
+            PlainKernels().gather(source, place, out, add=add)
+        else:
+            moved = (_array(source), _array(out)) if add else (_bits_of(source), _bits_of(out))
+            if place.index is not None:
+                _run(cpu_loops.GATHER_INDEX, place.count, moved[0], _index(place.index), moved[1], add)
+            else:
+                _run(cpu_loops.GATHER_BITS, place.size, moved[0], *_bits(place), moved[1], add)
+
+    def scatter(self, values: Tensor, place: Place, target: Tensor) -> None:
+        """Write `values` into the selected entries of `target`."""
+        if values.dtype != target.dtype or values.itemsize not in _CARRIER:
+            PlainKernels().scatter(values, place, target)
+        elif place.index is not None:
+            _run(cpu_loops.SCATTER_INDEX, place.count, _bits_of(values), _index(place.index), _bits_of(target))
+        else:
+            _run(cpu_loops.SCATTER_BITS, place.size, _bits_of(values), *_bits(place), _bits_of(target))
+
+    def adamw(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
+        """Update every entry in place."""
+        _run(cpu_loops.WHOLE, weights.numel(), *_state(weights, gradient, moments, rates))
+
+    def adamw_hashed(
+        self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, mask: Hashed, treatment: Treatment
+    ) -> None:
+        """Update in place under a random mask."""
+        if mask.limit >= _EVERY:
+            self.adamw(weights, gradient, moments, rates)
+            return
+        state = _state(weights, gradient, moments, rates)
+        hashed = (mask.start + mask.first, mask.second, mask.limit)
+        _run(cpu_loops.HASHED, weights.numel(), *state, *hashed, treatment.zero_gradient, treatment.hold)
+
+    def adamw_masked(
+        self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, bits: Tensor, treatment: Treatment
+    ) -> None:
+        """Update in place under a bitmask."""
+        state = _state(weights, gradient, moments, rates)
+        _run(cpu_loops.MASKED, weights.numel(), *state, _array(bits), treatment.zero_gradient, treatment.hold)
+
+    def adamw_packed(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, place: Place) -> None:
+        """Update the selected entries in place."""
+        state = _state(weights, gradient, moments, rates)
+        packed = is_packed(gradient, place)
+        if place.index is not None:
+            _run(cpu_loops.AT_INDEX, place.count, *state, _index(place.index), packed)
+        else:
+            _run(cpu_loops.AT_BITS, place.size, *state, *_bits(place), packed)
+
+    def adamw_all(self, jobs: Sequence[Job]) -> None:
+        """Do every job, in one launch."""
+        work = cpu_many.Work(jobs, cpu_many.rates_by_job(jobs, rates_of))
+        threads = _THREADS.count(work.owners.size)
+        with _THREADS.set(threads):
+            work.run(threads)
+
+
+def rates_of(rates: Rates) -> Array:
+    """Return what the loops multiply by, float32, (10,)."""
+    pull = 1 - rates.beta1
+    far = pull >= 0.5
+    root = float(np.float32((1 - rates.beta2**rates.step) ** 0.5))  # rounded as the plain kernels' divisor is
+    numbers = (
+        1 - rates.lr * rates.weight_decay,
+        -(1 - pull) if far else pull,
+        rates.beta2,
+        1 - rates.beta2,
+        1 / root,
+        rates.eps,
+        rates.lr / (1 - rates.beta1**rates.step),
+        1.0 if rates.scale is None else float(rates.scale),
+        rates.factor,
+        far,
+    )
+    return np.array(numbers, np.float32)
+
+
+def _state(weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> tuple[Array, ...]:
+    tensors = (weights, gradient, *moments)
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        raise UsageError(f"the compiled AdamW wants float32, got {', '.join(str(tensor.dtype) for tensor in tensors)}")
+    return (*map(_array, tensors), rates_of(rates))
+
+
+def _array(tensor: Tensor) -> Array:
+    """Return the tensor's memory. A strided one would compile loops of its own, or none: it is refused."""
+    if tensor.dim() != 1 or not tensor.is_contiguous():
+        raise UsageError(f"the kernels want flat, contiguous tensors, got {tuple(tensor.shape)}, {tensor.stride()}")
+    return tensor.detach().numpy()
+
+
+def _bits_of(tensor: Tensor) -> Array:
+    return _array(tensor.view(_CARRIER[tensor.itemsize]))
+
+
+def _index(index: Tensor) -> Array:
+    return index.numpy().view(np.uint32)  # unsigned: compiled code then does not look for negative ones
+
+
+def _bits(place: Place) -> tuple[Array, Array]:
+    assert place.bits is not None
+    assert place.ranks is not None
+    return place.bits.numpy(), place.ranks.numpy()
+
+
+class _Threads:
+    """Numba's threads: one parallel call at a time (one of its thread pools cannot take more), by one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: int | None = None  # which process started them; they do not survive a fork
+
+    def count(self, blocks: int) -> int:
+        if blocks < _FEW or self.process not in (None, os.getpid()):
+            return 1
+        return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined])
+
+    @contextmanager
+    def set(self, threads: int) -> Iterator[None]:
+        """Have numba use so many threads inside."""
+        if threads == 1:
+            yield
+            return
+        with self.lock:
+            self.process = os.getpid()
+            before = numba.get_num_threads()
+            numba.set_num_threads(threads)
+            try:
+                yield
+            finally:
+                numba.set_num_threads(before)
+
+
+_THREADS = _Threads()
+
+
+def _run(loop: cpu_loops.Loop, entries: int, *args: object) -> None:
+    blocks = -(-entries // BLOCK)
+    threads = _THREADS.count(blocks)
+    if threads == 1:
+        loop.serial(*args, 0, blocks)
+        return
+    with _THREADS.set(threads):
+        loop.parallel(*args, blocks)

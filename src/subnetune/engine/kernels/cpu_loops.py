@@ -1,0 +1,195 @@
+"""The compiled entries: each works on a range of blocks, alone (`serial`) or in numba's threads (`parallel`).
+
+A block is 4096 entries (of a tensor, or of an index), whatever the number of threads: so are the results. The machine
+code is kept in numba's cache: beside this file, in the user's cache folder where that is read-only, in NUMBA_CACHE_DIR
+where that is set, nowhere where nothing can be written (each process then compiles what it uses, a second or two each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange, uint32
+
+from subnetune.engine.kernels import cpu_blocks as block
+from subnetune.engine.kernels.cpu_blocks import BLOCK, SLACK
+
+# What the sources of `cpu_blocks` and `cpu_vectors` hash to. numba compares this file alone with what it has compiled.
+HELPERS = "0"
+
+Compiled = Callable[..., None]
+
+
+class Loop(NamedTuple):
+    """One operation: `serial(*arrays, low, high)` for blocks low .. high - 1, `parallel(*arrays, blocks)` for all."""
+
+    serial: Compiled
+    parallel: Compiled
+
+
+def compiled_entry(*, parallel: bool) -> Callable[[Callable[..., Any]], Compiled]:
+    """Compile an entry when it is first called, and keep the machine code where that is possible."""
+
+    def compiled(function: Callable[..., Any]) -> Compiled:
+        options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
+        try:
+            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+        except RuntimeError:  # no folder can be written
+            return njit(**options)(function)  # type: ignore[no-any-return]
+
+    return compiled
+
+
+@compiled_entry(parallel=False)
+def _whole(weights, gradient, first, second, numbers, low, high):  # type: ignore[no-untyped-def]
+    for b in range(low, high):
+        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
+        block.dense(weights[i], gradient[i], first[i], second[i], numbers)
+
+
+@compiled_entry(parallel=True)
+def _whole_parallel(weights, gradient, first, second, numbers, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _whole(weights, gradient, first, second, numbers, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _hashed(weights, gradient, first, second, numbers, start, key, limit, zero, hold, low, high):  # type: ignore[no-untyped-def]
+    for b in range(low, high):
+        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
+        base = uint32(start + b * BLOCK)
+        block.hashed(
+            weights[i], gradient[i], first[i], second[i], numbers, base, uint32(key), block.int32(limit), zero, hold
+        )
+
+
+@compiled_entry(parallel=True)
+def _hashed_parallel(weights, gradient, first, second, numbers, start, key, limit, zero, hold, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _hashed(weights, gradient, first, second, numbers, start, key, limit, zero, hold, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _masked(weights, gradient, first, second, numbers, bits, zero, hold, low, high):  # type: ignore[no-untyped-def]
+    for b in range(low, high):
+        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
+        these = bits[b * BLOCK // 8 : min(bits.size, (b + 1) * BLOCK // 8)]
+        block.masked(weights[i], gradient[i], first[i], second[i], numbers, these, zero, hold)
+
+
+@compiled_entry(parallel=True)
+def _masked_parallel(weights, gradient, first, second, numbers, bits, zero, hold, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _masked(weights, gradient, first, second, numbers, bits, zero, hold, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _at_bits(weights, gradient, first, second, numbers, bits, ranks, packed, low, high):  # type: ignore[no-untyped-def]
+    chosen, seen = np.empty(BLOCK + SLACK, np.float32), np.empty(BLOCK + SLACK, np.float32)
+    for b in range(low, high):
+        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
+        j = slice(ranks[b], ranks[b + 1])
+        these = bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8]
+        count = block.take(weights[i], these, chosen)
+        if packed:
+            block.dense(chosen[:count], gradient[j], first[j], second[j], numbers)
+        else:
+            block.take(gradient[i], these, seen)
+            block.dense(chosen[:count], seen[:count], first[j], second[j], numbers)
+        block.put(chosen, these, weights[i])
+
+
+@compiled_entry(parallel=True)
+def _at_bits_parallel(weights, gradient, first, second, numbers, bits, ranks, packed, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _at_bits(weights, gradient, first, second, numbers, bits, ranks, packed, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _at_index(weights, gradient, first, second, numbers, index, packed, low, high):  # type: ignore[no-untyped-def]
+    chosen, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    for b in range(low, high):
+        j = slice(b * BLOCK, min(index.size, (b + 1) * BLOCK))
+        these = index[j]
+        block.take_at(weights, these, chosen)
+        if packed:
+            block.dense(chosen[: these.size], gradient[j], first[j], second[j], numbers)
+        else:
+            block.take_at(gradient, these, seen)
+            block.dense(chosen[: these.size], seen[: these.size], first[j], second[j], numbers)
+        block.put_at(chosen, these, weights)
+
+
+@compiled_entry(parallel=True)
+def _at_index_parallel(weights, gradient, first, second, numbers, index, packed, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _at_index(weights, gradient, first, second, numbers, index, packed, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _gather_bits(source, bits, ranks, out, add, low, high):  # type: ignore[no-untyped-def]
+    buffer = np.empty(BLOCK + SLACK, source.dtype)
+    for b in range(low, high):
+        here = source[b * BLOCK : min(source.size, (b + 1) * BLOCK)]
+        count = block.take(here, bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8], buffer)
+        block.write(buffer[:count], out[ranks[b] : ranks[b + 1]], add)
+
+
+@compiled_entry(parallel=True)
+def _gather_bits_parallel(source, bits, ranks, out, add, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _gather_bits(source, bits, ranks, out, add, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _gather_index(source, index, out, add, low, high):  # type: ignore[no-untyped-def]
+    buffer = np.empty(BLOCK, source.dtype)
+    for b in range(low, high):
+        j = slice(b * BLOCK, min(index.size, (b + 1) * BLOCK))
+        block.take_at(source, index[j], buffer)
+        block.write(buffer[: j.stop - j.start], out[j], add)
+
+
+@compiled_entry(parallel=True)
+def _gather_index_parallel(source, index, out, add, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _gather_index(source, index, out, add, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _scatter_bits(values, bits, ranks, target, low, high):  # type: ignore[no-untyped-def]
+    for b in range(low, high):
+        here = target[b * BLOCK : min(target.size, (b + 1) * BLOCK)]
+        block.put(values[ranks[b] : ranks[b + 1]], bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8], here)
+
+
+@compiled_entry(parallel=True)
+def _scatter_bits_parallel(values, bits, ranks, target, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _scatter_bits(values, bits, ranks, target, b, b + 1)
+
+
+@compiled_entry(parallel=False)
+def _scatter_index(values, index, target, low, high):  # type: ignore[no-untyped-def]
+    for b in range(low, high):
+        j = slice(b * BLOCK, min(index.size, (b + 1) * BLOCK))
+        block.put_at(values[j], index[j], target)
+
+
+@compiled_entry(parallel=True)
+def _scatter_index_parallel(values, index, target, blocks):  # type: ignore[no-untyped-def]
+    for b in prange(blocks):
+        _scatter_index(values, index, target, b, b + 1)
+
+
+WHOLE = Loop(_whole, _whole_parallel)
+HASHED = Loop(_hashed, _hashed_parallel)
+MASKED = Loop(_masked, _masked_parallel)
+AT_BITS = Loop(_at_bits, _at_bits_parallel)
+AT_INDEX = Loop(_at_index, _at_index_parallel)
+GATHER_BITS = Loop(_gather_bits, _gather_bits_parallel)
+GATHER_INDEX = Loop(_gather_index, _gather_index_parallel)
+SCATTER_BITS = Loop(_scatter_bits, _scatter_bits_parallel)
+SCATTER_INDEX = Loop(_scatter_index, _scatter_index_parallel)
