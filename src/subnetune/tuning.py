@@ -7,6 +7,7 @@ the run that follows is the one it would have been. After `load_state_dict` noth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from subnetune.core.recipe import Recipe
 from subnetune.core.types import Batch, Batches, Forward, Live, Mask, Output, Setting, State, Step, default_forward
 from subnetune.engine.binding import Binding, check_arguments
 from subnetune.engine.child import Child
-from subnetune.engine.choice import EngineName, PrecisionName, choose, make_engine
+from subnetune.engine.choice import EngineName, PrecisionName, make_engine
 from subnetune.engine.facts import Facts
+from subnetune.engine.lean import GradientsName
 from subnetune.engine.middleware import under_rules
 from subnetune.engine.precision import Precision
 from subnetune.engine.ranks import check_same_on_all_ranks
@@ -113,6 +115,7 @@ class Tuning(Facts):
         *,
         engine: EngineName = "auto",
         precision: PrecisionName = "same",
+        gradients: GradientsName = "dense",
         groups: list[dict[str, Any]] | None = None,
         **hyper: Any,
     ) -> Optimizer:
@@ -120,15 +123,17 @@ class Tuning(Facts):
 
         `engine` asks for one by name (docs/engines.md says what each serves). `precision` says how bf16 and fp16
         weights take up small updates: "master" keeps float32 copies of what trains, "stochastic" rounds by chance.
-        `groups` replaces `param_groups(lr)`. Raises UsageError for an engine or a precision that cannot serve this,
-        and for an optimizer that evaluates closures (LBFGS).
+        `gradients`: "lean" keeps the selected entries of each gradient alone, so that the model's parameters show none:
+        clip with `clip`, discard with `optimizer.zero_grad()`, run replicas through `forward(batch, model=wrapper)`.
+        `groups` replaces `param_groups(lr)`. Raises UsageError for what cannot serve this, and for an optimizer that
+        evaluates closures (LBFGS).
         """
         check_optimizer_class(cls)
         groups = self.param_groups(hyper.get("lr")) if groups is None else groups
         self._check_unserved()
-        choice = choose(self.recipe, cls, hyper, self._binding.trained(), engine, precision)
+        choice = self.engine_for(cls, hyper, engine=engine, precision=precision, gradients=gradients)
         child, rounding = Child(self, self._binding), Precision(precision, self.seed)
-        self._engine = make_engine(choice, child, cls, groups, hyper, rounding)
+        self._engine = make_engine(choice, child, cls, groups, hyper, rounding, gradients)
         return self._engine.optimizer
 
     def param_groups(self, lr: Any = None) -> list[dict[str, Any]]:
@@ -159,7 +164,8 @@ class Tuning(Facts):
         if self.model.training:
             self._binding.check_place()
             run = under_rules(self.recipe.forward, run, self.live)
-        return run(module, batch)
+        with nullcontext() if self._engine is None else self._engine.around(module):
+            return run(module, batch)
 
     def clip(self, max_norm: float) -> Tensor:
         """Scale the gradients of what trains down to the global norm `max_norm`; return the norm before, a scalar.
@@ -184,6 +190,7 @@ class Tuning(Facts):
         if self._engine is None or self._engine.optimizer is not inner:
             raise LifeCycleError("this optimizer is not served by this Tuning: use tuning.optimizer() or attach()")
         before, clipped, self._clipped = self._index, self._clipped, False
+        self._engine.expect(optimizer, scaler, clipped)
         take_step(optimizer, scaler, clipped)
         if self._index == before:
             self._engine.skipped()
@@ -224,7 +231,7 @@ class Tuning(Facts):
         """Which engine serves this recipe, and why."""
         if self._engine is not None:
             return self._engine.why
-        return f"{choose(self.recipe, torch.optim.AdamW, {}, self._binding.trained())}; for torch.optim.AdamW"
+        return f"{self.engine_for(torch.optim.AdamW, {})}; for torch.optim.AdamW"
 
     # -- saving -------------------------------------------------------------------------------------------------
 

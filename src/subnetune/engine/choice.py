@@ -15,6 +15,7 @@ from subnetune.core.recipe import Recipe, Selector, check_choice
 from subnetune.engine.child import Child
 from subnetune.engine.fused import FusedAdamW, Treated
 from subnetune.engine.kernels import Treatment, kernels_for
+from subnetune.engine.lean import GradientsName, LeanGradients, check_gradients
 from subnetune.engine.packed import ELEMENT_WISE, PackedOptimizer
 from subnetune.engine.precision import PRECISIONS, Precision
 from subnetune.engine.reference import ReferenceEngine
@@ -46,10 +47,19 @@ def choose(
     trained: Mapping[str, Tensor],
     asked: str = "auto",
     precision: str = "same",
+    gradients: str = "dense",
 ) -> Choice:
     """Return the engine for `recipe` under optimizers of class `cls`. Raises UsageError where none serves as asked."""
     check_choice("optimizer", "engine", asked, ENGINES)
     check_choice("optimizer", "precision", precision, PRECISIONS)
+    found = _found(recipe, cls, hyper, trained, asked, precision)
+    check_gradients(gradients, recipe, found.name, str(found))
+    return found
+
+
+def _found(
+    recipe: Recipe, cls: Any, hyper: Mapping[str, Any], trained: Mapping[str, Tensor], asked: str, precision: str
+) -> Choice:
     if precision != "same":
         return _converting(recipe, cls, trained, asked, precision)
     refused = {"packed": not_packed(recipe, cls, trained), "fused": not_fused(recipe, cls, hyper, trained)}
@@ -94,6 +104,7 @@ def make_engine(
     groups: list[dict[str, Any]],
     hyper: Mapping[str, Any],
     precision: Precision,
+    gradients: GradientsName = "dense",
 ) -> ReferenceEngine:
     """Return the chosen engine with its optimizer, over `groups` of the parameters that train."""
     optimizer: Optimizer = cls(groups, **hyper)
@@ -104,7 +115,11 @@ def make_engine(
         served = FusedAdamW(optimizer, child, treated(recipe))
     else:
         return ReferenceEngine(child.host, optimizer, str(choice))
-    return ServedEngine(child.host, served, str(choice))
+    if gradients == "dense":
+        return ServedEngine(child.host, served, str(choice))
+    lean = LeanGradients(child)
+    served.use(lean)
+    return ServedEngine(child.host, served, f"{choice}; {gradients} gradients")
 
 
 def treated(recipe: Recipe) -> Treated:

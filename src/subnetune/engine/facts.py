@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from subnetune.core.recipe import Recipe
 from subnetune.core.scope import Resolved
 from subnetune.core.types import Mask
 from subnetune.engine.binding import Binding
+from subnetune.engine.choice import Choice, EngineName, PrecisionName, choose
+from subnetune.engine.lean import GradientsName
 
 
 class Facts:
@@ -74,6 +78,18 @@ class Facts:
     def base_buffers(self) -> dict[str, Tensor]:
         """Return the persistent buffers as the base had them."""
         return dict(self._binding.buffers)
+
+    def engine_for(
+        self,
+        cls: Any,
+        hyper: Mapping[str, Any],
+        *,
+        engine: EngineName = "auto",
+        precision: PrecisionName = "same",
+        gradients: GradientsName = "dense",
+    ) -> Choice:
+        """Return the engine that `optimizer` would take for these arguments, and why; raises UsageError as it does."""
+        return choose(self.recipe, cls, hyper, self._binding.trained(), engine, precision, gradients)
 
     def describe(self) -> Description:
         """Count what trains, per role. Works before `start`, when a static mask is not known yet."""

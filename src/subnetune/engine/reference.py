@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
@@ -66,6 +66,13 @@ class ReferenceEngine:
     def run_first(self, call: Callable[[Optimizer], None]) -> None:
         """Have `call(optimizer)` run at the start of each step that the optimizer is asked for, before any rule."""
         self._first.append(call)
+
+    def around(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Return what a forward pass of `module` runs inside, in training."""
+        return nullcontext()
+
+    def expect(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, clipped: bool) -> None:
+        """Get ready for a step, under `scaler` where there is one; `clipped`: gradients were clipped for it."""
 
     def skipped(self) -> None:
         """Do what is due where the step that gradients were clipped for was not taken: nothing, they are clipped."""

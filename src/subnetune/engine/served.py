@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
 from subnetune.core.types import placement
 from subnetune.engine.child import Child
+from subnetune.engine.lean import LeanGradients
 from subnetune.engine.norms import check_max_norm, clip_factor, packed, total_norm
 from subnetune.engine.place import Place
 
@@ -36,9 +37,17 @@ class ServedOptimizer(Optimizer):
         self.kind = type(probe)
         self.child = child
         self.scale: Tensor | None = None  # what the gradients of the step to come are multiplied by, from clipping
+        self.lean: LeanGradients | None = None
         self._built = False
         super().__init__(probe.param_groups, dict(probe.defaults))
         self._built = True
+
+    def use(self, lean: LeanGradients) -> None:
+        """Read packed gradients from now on: the groups list their leaves in the place of tensors with a mask."""
+        self.lean = lean
+        for group in self.param_groups:
+            pairs = zip(group["params"], group["param_names"], strict=True)
+            group["params"] = [lean.leaves.get(name, parameter) for parameter, name in pairs]
 
     # -- what the two engines do differently -------------------------------------------------------------------------
 
@@ -65,12 +74,18 @@ class ServedOptimizer(Optimizer):
         """Take a step. A closure raises UsageError: gradients would come after the mask was applied."""
         if closure is not None:
             raise UsageError("this optimizer takes no closure; compute the gradients first, then call step()")
+        if self.lean is not None:
+            self.lean.ready()
         self.update()
         self.scale = None
+        if self.lean is not None:  # a loop that calls `model.zero_grad()` does not reach them
+            self.lean.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of everything that trains, and what `clip` has asked for."""
         super().zero_grad(set_to_none)
+        if self.lean is not None:
+            self.lean.clear(leaves=set_to_none)
         self.scale = None
 
     def slots(self) -> Iterator[tuple[dict[str, Any], str]]:
@@ -80,8 +95,8 @@ class ServedOptimizer(Optimizer):
                 yield group, name
 
     def gradient(self, name: str, local: Tensor, place: Place | None) -> Tensor | None:
-        """Return the gradient of a tensor: dense, in its local shape; None where it has none."""
-        return local.grad
+        """Return the gradient of a tensor: dense, in its local shape, or packed, (count,); None where it has none."""
+        return local.grad if self.lean is None or name not in self.lean.leaves else self.lean.gradient(name)
 
     @torch.no_grad()
     def clip(self, max_norm: float, masked: bool, at_once: bool) -> Tensor:
@@ -90,6 +105,8 @@ class ServedOptimizer(Optimizer):
         `masked` counts selected entries alone. Gradients are left as they are, unless they shall be scaled `at_once`.
         """
         check_max_norm(max_norm)
+        if self.lean is not None:
+            self.lean.ready()
         live = self.child.host.live(self) if masked else None
         parts, found = [], []
         for name in self.child.names:  # the model's order, whatever the groups are: sums depend on it

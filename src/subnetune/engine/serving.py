@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from subnetune.core.errors import UsageError
 from subnetune.core.types import Live
 from subnetune.engine.child import Host
-from subnetune.engine.reference import ReferenceEngine, confine_gradients, masks_clip
+from subnetune.engine.reference import ReferenceEngine, confine_gradients, masks_clip, unscale_once
 from subnetune.engine.served import ServedOptimizer
 from subnetune.update.mask_gradient import MaskGradient
 
@@ -23,6 +25,7 @@ class ServedEngine(ReferenceEngine):
     def __init__(self, host: Host, optimizer: ServedOptimizer, why: str) -> None:
         super().__init__(host, optimizer, why)
         self.name = optimizer.engine
+        self._scaled = False  # whether the step under way is a GradScaler's
 
     @torch.no_grad()
     def clip(self, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
@@ -30,9 +33,43 @@ class ServedEngine(ReferenceEngine):
         recipe = self._host.recipe
         return self.optimizer.clip(max_norm, masks_clip(recipe), at_once=self._watched(self._host.live()))
 
+    def around(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Return what a forward pass runs inside."""
+        lean = self.optimizer.lean
+        return nullcontext() if lean is None or lean.exchange is None else lean.exchange.around(module)
+
+    def expect(self, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, clipped: bool) -> None:
+        """Have the replicas' mean gradients where `scaler` looks for overflows. UsageError where it has looked before.
+
+        `optimizer` is what the scaler knows, `clipped` whether gradients were clipped for this step.
+        """
+        self._scaled = scaler is not None and scaler.is_enabled()
+        lean = self.optimizer.lean
+        if scaler is None or not self._scaled or lean is None or lean.exchange is None:
+            return
+        if not clipped:
+            lean.ready()
+        if clipped or not unscale_once(scaler, optimizer):
+            raise UsageError(
+                "under a GradScaler packed gradients of several ranks are averaged in tuning.step, so that neither "
+                "scaler.unscale_ nor tuning.clip can come before: train in bfloat16 without a scaler, or use "
+                'gradients="dense"'
+            )
+
     def skipped(self) -> None:
-        """Scale the gradients now: what accumulates on top of them is not to be scaled by the step to come."""
+        """Scale the gradients now: what accumulates on top of them is not to be scaled by the step to come.
+
+        Packed gradients that overflowed are dropped: a loop that calls `model.zero_grad()` does not reach them.
+        """
         self.optimizer.settle()
+        if self._scaled and self.optimizer.lean is not None:
+            self.optimizer.lean.clear()
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer and the model."""
+        super().remove()
+        if self.optimizer.lean is not None:
+            self.optimizer.lean.close()
 
     def enter(self, stack: ExitStack, live: Live) -> None:
         """Give a selector that watches this step the gradients that the optimizer works with."""
