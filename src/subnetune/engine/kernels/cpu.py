@@ -97,13 +97,12 @@ def rates_of(rates: Rates) -> Array:
     """Return what the loops multiply by, float32, (10,)."""
     pull = 1 - rates.beta1
     far = pull >= 0.5
-    root = float(np.float32((1 - rates.beta2**rates.step) ** 0.5))  # rounded as the plain kernels' divisor is
     numbers = (
         1 - rates.lr * rates.weight_decay,
         -(1 - pull) if far else pull,
         rates.beta2,
         1 - rates.beta2,
-        1 / root,
+        (1 - rates.beta2**rates.step) ** 0.5,
         rates.eps,
         rates.lr / (1 - rates.beta1**rates.step),
         1.0 if rates.scale is None else float(rates.scale),
@@ -151,7 +150,8 @@ class _Threads:
     def count(self, blocks: int) -> int:
         if blocks < _FEW or self.process not in (None, os.getpid()):
             return 1
-        return min(torch.get_num_threads(), int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined])
+        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        return min(torch.get_num_threads(), most)
 
     @contextmanager
     def set(self, threads: int) -> Iterator[None]:

@@ -1,7 +1,6 @@
 """The loops inside one block of entries, compiled as parts of the entries in `cpu_loops`.
 
 Every array is one-dimensional and contiguous. A block's packed entries go through buffers that fit the first cache.
-After a change here or in `cpu_vectors`, write the new `HELPERS` into `cpu_loops`: a test says which.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from subnetune.engine.kernels.cpu_vectors import (
     squeeze,
     store,
     store_some,
+    times_plus,
 )
 from subnetune.engine.place import BLOCK
 
@@ -57,13 +57,13 @@ def spread_rates(rates):  # type: ignore[no-untyped-def]
 
 @part
 def step(weight, gradient, first, second, rates):  # type: ignore[no-untyped-def]
-    """Return AdamW's new weight and averages, as the plain kernels compute them but for two roundings."""
-    decay, pull, beta, rest, root_scale, eps, size, scale, factor, far = rates
+    """Return AdamW's new weight and averages, each operation rounded as torch rounds it (it fuses the same ones)."""
+    decay, pull, beta, rest, correction, eps, size, scale, factor, far = rates
     gradient = gradient * scale * factor
     # lerp, from the end that is nearer, so that a weight of one gives the gradient itself
-    first = choose(far, gradient, first) + pull * (gradient - first)
-    second = second * beta + rest * gradient * gradient
-    return weight * decay - size * first / (root(second) * root_scale + eps), first, second
+    first = times_plus(pull, gradient - first, choose(far, gradient, first))
+    second = times_plus(rest * gradient, gradient, second * beta)
+    return weight * decay - size * first / (root(second) / correction + eps), first, second
 
 
 @part

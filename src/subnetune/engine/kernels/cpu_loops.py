@@ -7,7 +7,10 @@ where that is set, nowhere where nothing can be written (each process then compi
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +19,14 @@ from numba import njit, prange, uint32
 from subnetune.engine.kernels import cpu_blocks as block
 from subnetune.engine.kernels.cpu_blocks import BLOCK, SLACK
 
-# What the sources of `cpu_blocks` and `cpu_vectors` hash to. numba compares this file alone with what it has compiled.
-HELPERS = "0"
 
+def _sources() -> str:
+    """Return what tells one version of the loops inside the blocks from another."""
+    files = (Path(__file__).with_name(name) for name in ("cpu_blocks.py", "cpu_vectors.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+_SOURCES = _sources()
 Compiled = Callable[..., None]
 
 
@@ -33,11 +41,21 @@ def compiled_entry(*, parallel: bool) -> Callable[[Callable[..., Any]], Compiled
     """Compile an entry when it is first called, and keep the machine code where that is possible."""
 
     def compiled(function: Callable[..., Any]) -> Compiled:
+        # numba trusts cached code while the entry's own file is as it was, although code of `cpu_blocks` is in it. Its
+        # key covers what a function closes over as well: close over their sources.
+        code = function.__code__.replace(co_freevars=(*function.__code__.co_freevars, "sources"))
+        closure = (*(function.__closure__ or ()), CellType(_SOURCES))
+        keyed = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+        keyed.__module__, keyed.__qualname__, keyed.__doc__ = (
+            function.__module__,
+            function.__qualname__,
+            function.__doc__,
+        )
         options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
         try:
-            return njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+            return njit(cache=True, **options)(keyed)  # type: ignore[no-any-return]
         except RuntimeError:  # no folder can be written
-            return njit(**options)(function)  # type: ignore[no-any-return]
+            return njit(**options)(keyed)  # type: ignore[no-any-return]
 
     return compiled
 
