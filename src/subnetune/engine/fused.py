@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from subnetune.core.hashing import keys, threshold
 from subnetune.core.types import Live, placement
 from subnetune.engine.child import Child, flat, mask_bits
-from subnetune.engine.kernels import Hashed, Moments, Rates, Treatment, kernels_for
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, kernels_for
 from subnetune.engine.place import Place
 from subnetune.engine.served import ServedOptimizer, check_same_shape
 from subnetune.select.bernoulli import Bernoulli
@@ -46,49 +46,61 @@ class FusedAdamW(ServedOptimizer):
         self._states: dict[str, dict[str, Any]] = {}
 
     def update(self) -> None:
-        """Update each tensor that has a gradient by the loop that its mask asks for."""
+        """Update each tensor that has a gradient, all in one call of the kernels."""
         live = self.child.host.live(self)
         keep = live.state.get("keep") if self._treated.rescale and live.mask is not None else None
-        for group, name in self.slots():
-            local = self.child.local(name)
-            place = self._place(name, local)
-            gradient = self.gradient(name, local, place)
-            if gradient is None:
-                continue
-            state = self._state(name, local)
-            state["step"] += 1
-            factor = 1.0 if keep is None or name not in self.child.selected else 1.0 / keep
-            beta1, beta2 = group["betas"]
-            rates = Rates(
-                float(group["lr"]), float(beta1), float(beta2), group["eps"], group["weight_decay"], state["step"],
-                self.scale, factor,
-            )  # fmt: skip
-            self._one(name, local, flat(gradient), state, rates, place, live)
+        jobs: list[Job] = []
+        for group in self.param_groups:
+            known: dict[tuple[int, bool], Rates] = {}
+            for name in group["param_names"]:
+                local = self.child.local(name)
+                place = self._place(name, local)
+                gradient = self.gradient(name, local, place)
+                if gradient is None:
+                    continue
+                state = self._state(name, local)
+                state["step"] += 1
+                rescaled = keep is not None and name in self.child.selected
+                kind = state["step"], rescaled
+                if kind not in known:
+                    known[kind] = self._rates(group, state["step"], 1.0 / keep if keep and rescaled else 1.0)
+                dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
+                self._add(jobs, name, local, dense, Moments(state["exp_avg"], state["exp_avg_sq"]), known[kind], live)
+        if jobs:
+            kernels_for(jobs[0].weights.device.type).adamw_all(jobs)
 
-    def _one(
+    def _rates(self, group: Mapping[str, Any], step: int, factor: float) -> Rates:
+        beta1, beta2 = map(float, group["betas"])
+        decay = float(group["weight_decay"])
+        return Rates(float(group["lr"]), beta1, beta2, group["eps"], decay, step, self.scale, factor)
+
+    def _add(
         self,
+        jobs: list[Job],
         name: str,
         local: Tensor,
         gradient: Tensor,
-        state: Mapping[str, Tensor],
+        moments: Moments,
         rates: Rates,
-        place: Place | None,
         live: Live,
     ) -> None:
-        kernels = kernels_for(local.device.type)
-        weights = local.detach().view(-1)
-        moments = Moments(state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
+        """Append what is to be done for one tensor."""
         treatment = self._treated.treatment
-        if place is not None:
-            kernels.adamw_packed(weights, gradient, moments, rates, place)
-        elif self._packs or live.mask is None or name not in self.child.selected or not any(treatment):
-            kernels.adamw(weights, gradient, moments, rates)
-        elif _hashable(self.child.host.recipe.selector, local) and threshold(live.state["keep"]) < _WORD >> 1:
-            for low, high, mask in _runs(name, local, live):
-                part = Moments(moments.first[low:high], moments.second[low:high])
-                kernels.adamw_hashed(weights[low:high], gradient[low:high], part, rates, mask, treatment)
+        if self._packs:
+            jobs.append(Job(local, gradient, moments, rates, self._place(name, local), treatment))
+        elif live.mask is None or name not in self.child.selected or not any(treatment):
+            jobs.append(Job(local, gradient, moments, rates, None, treatment))
+        elif not _hashable(self.child.host.recipe.selector, local):
+            jobs.append(Job(local, gradient, moments, rates, mask_bits(live.mask, name, local), treatment))
+        elif local.numel() <= _WORD >> 1 and not placement(local).sharded:
+            hashed = Hashed(*keys(live.state["seed"], live.step.index, name), threshold(live.state["keep"]), 0)
+            jobs.append(Job(local, gradient, moments, rates, hashed, treatment))
         else:
-            kernels.adamw_masked(weights, gradient, moments, rates, mask_bits(live.mask, name, local), treatment)
+            weights, seen = local.detach().view(-1), gradient.view(-1)
+            first, second = (moment.view(-1) for moment in moments)
+            for low, high, mask in _runs(name, local, live):
+                part = Moments(first[low:high], second[low:high])
+                jobs.append(Job(weights[low:high], seen[low:high], part, rates, mask, treatment))
 
     def _place(self, name: str, local: Tensor) -> Place | None:
         return self.child.place(name, local) if self._packs else None

@@ -5,11 +5,13 @@ AdamW is the arithmetic of `torch.optim.AdamW`'s loop, operation for operation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from subnetune.core.masks import unpack
-from subnetune.engine.kernels import Hashed, Moments, Rates, Treatment, is_packed
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, is_packed, one_by_one
 from subnetune.engine.place import Place
 
 
@@ -56,6 +58,10 @@ class PlainKernels:
         packed = gradient if is_packed(gradient, place) else gradient.index_select(0, index)
         _update(chosen, _scaled(packed, rates), moments, rates)
         weights.index_copy_(0, index, chosen)
+
+    def adamw_all(self, jobs: Sequence[Job]) -> None:
+        """Do every job."""
+        one_by_one(self, jobs)
 
 
 def _masked(
