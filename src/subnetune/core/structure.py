@@ -57,7 +57,8 @@ class Structure:
 
     def read(self, name: str) -> Tensor:
         """Return the parameter that now has this canonical name or alias."""
-        return self.slots[self.aliases.get(name, name)].read()
+        slot = self.slots.get(name)
+        return (self.slots[self.aliases[name]] if slot is None else slot).read()
 
     def inside(self, *modules: nn.Module) -> set[str]:
         """Return the canonical names of all parameters that the modules hold, tied ones included."""
