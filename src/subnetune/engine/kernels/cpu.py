@@ -150,7 +150,7 @@ class _Threads:
     def count(self, blocks: int) -> int:
         if blocks < _FEW or self.process not in (None, os.getpid()):
             return 1
-        most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        most = int(numba.config.NUMBA_NUM_THREADS)
         return min(torch.get_num_threads(), most)
 
     @contextmanager

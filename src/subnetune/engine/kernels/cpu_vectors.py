@@ -5,6 +5,8 @@ Every operation is generic LLVM, so it is right on every processor; one without 
 IEEE arithmetic is not relaxed; only `times_plus` rounds once instead of twice, where the processor can.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import operator
@@ -61,7 +63,7 @@ def _operation(sign: Any, kind: Vector, emit: Callable[[ir.IRBuilder, ir.Value, 
 
     infer_global(sign)(Typing)
 
-    @lower_builtin(sign, kind, kind)  # type: ignore[untyped-decorator]
+    @lower_builtin(sign, kind, kind)
     def lower(context: Any, builder: ir.IRBuilder, sig: Any, args: list[ir.Value]) -> ir.Value:
         return emit(builder, *args)
 
