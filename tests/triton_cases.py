@@ -17,7 +17,7 @@ from torch import Tensor
 from subnetune.core.errors import UsageError
 from subnetune.core.hashing import hash_range, keys
 from subnetune.core.masks import pack
-from subnetune.engine.kernels import Hashed, Moments, Rates, Treatment
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment
 from subnetune.engine.kernels.gpu import GpuKernels, refusal
 from subnetune.engine.kernels.gpu_products import selected_products
 from subnetune.engine.kernels.plain import PlainKernels
@@ -165,6 +165,43 @@ def adamw_packed_at_set_bits(device: str) -> None:
     _packed(device, (1, 4096, 9001), 0.3, "bits")
 
 
+def many_tensors_at_once(device: str) -> None:
+    shared = [rates_of(device), rates_of(device, 0.4, False)]
+    kinds: list[tuple[int, float, str]] = [
+        (1, 1.0, "bits"), (5000, 0.004, "index"), (4096, 0.3, "bits"), (0, 1.0, "all"), (1300, 1.0, "all"),
+        (33, 0.5, "masked"), (2048, 0.5, "hashed"), (1040, 0.5, "hashed"), (3000, 0.0, "index"), (20, 1.0, "all"),
+    ]  # fmt: skip
+    jobs: dict[str, list[Job]] = {}
+    for kernels in (PlainKernels(), GpuKernels()):
+        made = []
+        for i, (size, keep, kind) in enumerate(kinds):
+            mask = masked(i, size, keep)
+            place = place_of(mask, device)
+            states = place.count if kind in ("index", "bits") else size
+            of = {
+                "all": None, "masked": pack(mask).to(device), "hashed": Hashed(99 + i, 2**31 + i, 1234, 2**31 - 5 * i),
+            }.get(kind, place)  # fmt: skip
+            shape = (size // 2, 2) if size % 2 == 0 else (size,)
+            made.append(
+                Job(
+                    fenced(numbers(i, size), device).view(shape),
+                    numbers(50 + i, size, scale=1e-2).to(device).view(shape),
+                    Moments(*(fenced(numbers(60 + i, states, scale=1e-2).abs(), device) for _ in range(2))),
+                    shared[i % 2],
+                    of,
+                    TREATMENTS[2],
+                )
+            )
+        kernels.adamw_all(made)
+        jobs[kernels.name] = made
+    for i, (plain, found) in enumerate(zip(jobs["torch"], jobs["triton"], strict=True)):
+        check_ulp(found.weights.view(-1), plain.weights.view(-1), numbers(i, found.weights.numel()).to(device))
+        for left, right in zip(found.moments, plain.moments, strict=True):
+            check_ulp(left, right, numbers(60 + i, left.numel(), scale=1e-2).to(device))
+            check_fence(left)
+        check_fence(found.weights)
+
+
 def gathering_and_scattering_keep_every_bit(device: str) -> None:
     for size, keep in ((1, 1.0), (5000, 0.004), (5000, 0.3), (8192, 1.0)):
         mask = masked(10, size, keep)
@@ -243,6 +280,8 @@ def what_does_not_fit_is_refused(device: str) -> None:
         lambda: kernels.adamw_hashed(weights, weights, short, rates, Hashed(1, 2, 3, 4), TREATMENTS[0]),
         lambda: kernels.adamw_masked(weights, weights, dense, rates, bits[:12], TREATMENTS[0]),
         lambda: kernels.adamw_packed(weights, weights, dense, rates, place),
+        lambda: kernels.adamw(weights, weights, dense, rates._replace(scale=torch.ones(2, device=device))),
+        lambda: kernels.adamw_all([Job(weights, weights[1:], dense, rates, None, TREATMENTS[0])]),
         lambda: selected_products(torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(1, dtype=torch.int32)),
         lambda: selected_products(torch.zeros(2, 3).double(), torch.zeros(2, 3), torch.zeros(1, dtype=torch.int32)),
         lambda: selected_products(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(1, dtype=torch.int64)),
@@ -277,6 +316,7 @@ CASES: tuple[Callable[[str], None], ...] = (
     adamw_under_a_bitmask,
     adamw_packed_at_an_index,
     adamw_packed_at_set_bits,
+    many_tensors_at_once,
     gathering_and_scattering_keep_every_bit,
     gathering_adds_and_converts,
     nothing_selected_or_nothing_there,

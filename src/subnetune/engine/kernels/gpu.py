@@ -11,7 +11,8 @@ from torch import Tensor
 
 from subnetune.core.errors import UsageError
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, gpu_code
-from subnetune.engine.kernels.gpu_jobs import BLOCK, RANKED, check, check_place, do_all, launch
+from subnetune.engine.kernels.gpu_jobs import BLOCK, check, check_place, do_all, launch
+from subnetune.engine.place import BLOCK as RANKED
 from subnetune.engine.place import Place
 
 _NO_MASK = Treatment(False, False)

@@ -16,50 +16,11 @@ if importlib.util.find_spec("triton") is not None:
     import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     jit = triton.jit
-    # These numbers change at every step; code made for one value of them would be made again and again.
-    jit_for_any_keys = triton.jit(do_not_specialize=["offset", "second_key", "limit"])
 else:
 
     def jit(function):
         """Return the function: without Triton this module can be imported, and nothing in it runs."""
         return function
-
-    jit_for_any_keys = jit
-
-
-@jit
-def _adamw(w, g, m, v, factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR: tl.constexpr):
-    """Return the new weight and moments."""
-    g = g * factor
-    if NEAR:  # torch's lerp starts from the end that is nearer
-        m = tl.fma(lerp, g - m, m)
-    else:
-        m = tl.fma(lerp - 1.0, g - m, g)
-    v = tl.fma(rest2 * g, g, v * beta2)
-    size = tl.div_rn(tl.sqrt_rn(v), root) + eps
-    return tl.fma(rate, tl.div_rn(m, size), w * decay), m, v
-
-
-@jit
-def _update(
-    weights, gradient, first, second, inside, chosen, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate,
-    NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr,
-):  # fmt: skip
-    """Update the entries that the pointers show, where they are `inside`; `chosen` is what the mask selects of them."""
-    g = tl.load(gradient, mask=inside)
-    if ZERO:
-        g = tl.where(chosen, g, 0.0)
-    if scale is not None:
-        g = g * tl.load(scale)
-    w, m, v = tl.load(weights, mask=inside), tl.load(first, mask=inside), tl.load(second, mask=inside)
-    w, m, v = _adamw(w, g, m, v, factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR)
-    if HOLD:
-        tl.store(weights, w, mask=inside & chosen)
-    else:
-        tl.store(weights, w, mask=inside)
-    tl.store(first, m, mask=inside)
-    tl.store(second, v, mask=inside)
 
 
 @jit
@@ -104,7 +65,9 @@ def _entry(BYTES: tl.constexpr):
 @jit
 def _wide(value):
     """Return half-precision numbers as float32: torch, too, sums them there and rounds once."""
-    if (value.dtype == tl.float16) or (value.dtype == tl.bfloat16):
+    if value.dtype == tl.float16:
+        value = value.to(tl.float32)
+    if value.dtype == tl.bfloat16:
         value = value.to(tl.float32)
     return value
 
@@ -155,93 +118,79 @@ def scatter_bits(values, bits, ranks, target, BYTES: tl.constexpr):
 
 
 @jit
-def adamw_all(
-    weights, gradient, first, second, size, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update every entry."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
-    i = tl.arange(0, BLOCK)
-    _update(
-        weights + base + i, gradient + base + i, first + base + i, second + base + i, i < size - base, None, scale,
-        factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, False, False,
-    )  # fmt: skip
-
-
-@jit_for_any_keys
-def adamw_hashed(
-    weights, gradient, first, second, size, offset, second_key, limit, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate,
-    NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update under the mask of `core.hashing`; `offset` is entry 0's flat index plus the first key, mod 2^32."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
-    i = tl.arange(0, BLOCK)
-    x = (base + offset).to(tl.uint32) + i.to(tl.uint32)
-    word = _mix(_mix(x) ^ second_key.to(tl.uint32)).to(tl.int32, bitcast=True)
-    _update(
-        weights + base + i, gradient + base + i, first + base + i, second + base + i, i < size - base, word < limit,
-        scale, factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, ZERO, HOLD,
-    )  # fmt: skip
-
-
-@jit
-def adamw_masked(
-    weights, gradient, first, second, size, bits, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate,
-    NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr, BYTES: tl.constexpr,
-):  # fmt: skip
-    """Update under a bitmask."""
-    base = tl.program_id(0).to(tl.int64) * BYTES
-    b = tl.arange(0, BYTES)
-    byte = tl.load(bits + base + b, mask=8 * b < size - 8 * base, other=0).to(tl.int32)
-    i, base = _entry(BYTES), 8 * base
-    _update(
-        weights + base + i, gradient + base + i, first + base + i, second + base + i, i < size - base, _is_set(byte),
-        scale, factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, ZERO, HOLD,
-    )  # fmt: skip
-
-
-@jit
-def adamw_index(
-    weights, gradient, first, second, index, count, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate,
-    NEAR: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update the entries at `index`; the moments are packed, and so is the gradient where `PACKED`."""
-    base = tl.program_id(0).to(tl.int64) * BLOCK
-    j = tl.arange(0, BLOCK)
-    inside = j < count - base
-    i = tl.load(index + base + j, mask=inside, other=0)
-    if PACKED:
-        gradient = gradient + base + j
+def _adamw(w, g, m, v, number, NEAR: tl.constexpr):
+    """Return the new weight and moments; `number` points at the eight numbers of `gpu_jobs.Row`."""
+    g = g * tl.load(number)
+    lerp = tl.load(number + 2)
+    if NEAR:  # torch's lerp starts from the end that is nearer
+        m = tl.fma(lerp, g - m, m)
     else:
-        gradient = gradient + i
-    _update(
-        weights + i, gradient, first + base + j, second + base + j, inside, None, scale,
-        factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, False, False,
-    )  # fmt: skip
+        m = tl.fma(lerp - 1.0, g - m, g)
+    v = tl.fma(tl.load(number + 4) * g, g, v * tl.load(number + 3))
+    size = tl.div_rn(tl.sqrt_rn(v), tl.load(number + 5)) + tl.load(number + 6)
+    return tl.fma(tl.load(number + 7), tl.div_rn(m, size), w * tl.load(number + 1)), m, v
 
 
 @jit
-def adamw_bits(
-    weights, gradient, first, second, bits, ranks, scale,
-    factor, decay, lerp, beta2, rest2, root, eps, rate,
-    NEAR: tl.constexpr, PACKED: tl.constexpr, BYTES: tl.constexpr,
+def adamw(
+    table, numbers, owner, KIND: tl.constexpr, NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr,
+    PACKED: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
-    """Update the entries whose bits are set; the moments are packed, and so is the gradient where `PACKED`."""
-    block = tl.program_id(0).to(tl.int64)
-    byte = tl.load(bits + block * BYTES + tl.arange(0, BYTES)).to(tl.int32)
-    begin, i = block * (8 * BYTES), _entry(BYTES)
-    before, j = tl.load(ranks + block), _rank(byte)
+    """Update many tensors, each by those programs that it owns. For a row of the table see `gpu_jobs.Row`.
+
+    `numbers` is the table read as float32. `ALIGNED`: every pointer and size is a multiple of 16.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    job = tl.load(owner + program)
+    row, number = table + job * ROW, numbers + (job + 1) * (2 * ROW) - 8
+    weights = tl.load(row).to(tl.pointer_type(tl.float32))
+    gradient = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+    first = tl.load(row + 2).to(tl.pointer_type(tl.float32))
+    second = tl.load(row + 3).to(tl.pointer_type(tl.float32))
+    size = tl.load(row + 4)
+    if ALIGNED:
+        weights, gradient = tl.multiple_of(weights, 16), tl.multiple_of(gradient, 16)
+        first, second, size = tl.multiple_of(first, 16), tl.multiple_of(second, 16), tl.multiple_of(size, 16)
+
+    # Weights lie at begin + i and moments at start + j: the scalar part has 64 bits, the other 32.
+    block = program - tl.load(row + 5)
+    begin = block * BLOCK
+    i = tl.arange(0, BLOCK)
+    if (KIND == "masked") or (KIND == "bits"):
+        i = _entry(BLOCK // 8)
+    start, j, inside = begin, i, i < size - begin
+    chosen = inside
+    if KIND == "hashed":
+        x = (begin + tl.load(row + 6)).to(tl.uint32) + i.to(tl.uint32)
+        chosen = _mix(_mix(x) ^ tl.load(row + 7).to(tl.uint32)).to(tl.int32, bitcast=True) < tl.load(row + 8)
+    if (KIND == "masked") or (KIND == "bits"):
+        b = tl.arange(0, BLOCK // 8)
+        bits = tl.load(row + 6).to(tl.pointer_type(tl.uint8)) + block * (BLOCK // 8)
+        byte = tl.load(bits + b, mask=8 * b < size - begin, other=0).to(tl.int32)
+        chosen = _is_set(byte)
+    if KIND == "bits":
+        start, j, inside = tl.load(tl.load(row + 7).to(tl.pointer_type(tl.int64)) + block), _rank(byte), chosen
+    if KIND == "index":
+        i = tl.load(tl.load(row + 6).to(tl.pointer_type(tl.int32)) + begin + j, mask=inside, other=0)
+        begin = begin * 0
+
+    weights, first, second = weights + begin + i, first + start + j, second + start + j
     if PACKED:
-        gradient = gradient + before + j
+        g = tl.load(gradient + start + j, mask=inside)
     else:
-        gradient = gradient + begin + i
-    _update(
-        weights + begin + i, gradient, first + before + j, second + before + j, _is_set(byte), None, scale,
-        factor, decay, lerp, beta2, rest2, root, eps, rate, NEAR, False, False,
-    )  # fmt: skip
+        g = tl.load(gradient + begin + i, mask=inside)
+    if ZERO:
+        g = tl.where(chosen, g, 0.0)
+    if SCALED:
+        g = g * tl.load(tl.load(row + 9).to(tl.pointer_type(tl.float32)))
+    w, m, v = tl.load(weights, mask=inside), tl.load(first, mask=inside), tl.load(second, mask=inside)
+    w, m, v = _adamw(w, g, m, v, number, NEAR)
+    if HOLD:
+        tl.store(weights, w, mask=inside & chosen)
+    else:
+        tl.store(weights, w, mask=inside)
+    tl.store(first, m, mask=inside)
+    tl.store(second, v, mask=inside)
 
 
 @jit

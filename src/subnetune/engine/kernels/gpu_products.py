@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from subnetune.core.errors import UsageError
-from subnetune.engine.kernels.gpu import launch, need_triton
+from subnetune.engine.kernels.gpu import need_triton
 from subnetune.engine.kernels.gpu_code import selected_products as _code
+from subnetune.engine.kernels.gpu_jobs import launch
 
 _ENTRIES = 16  # of a program
 _TOKENS = 128  # read at a time
