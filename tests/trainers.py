@@ -21,6 +21,7 @@ from tiny import VOCABULARY, tiny, without_dropout
 EXACT = (MaskGradient(), HoldUnselected())
 CLASSIFIER = Scope(selected=("@layers",), whole=("@head",))
 WHOLE = Recipe(scope=Scope(selected=(), whole=("*",)))
+ENGINE = ("engine", "precision", "gradients")  # arguments of TunedTrainer alone
 SPARSE = Recipe(scope=CLASSIFIER, selector=Top(Fisher(), keep=0.2), update=EXACT)
 
 
@@ -76,7 +77,7 @@ def stock(folder: Path, *, model: nn.Module | None = None, **changes: Any) -> Tr
 
 
 def _own(changes: dict[str, Any]) -> dict[str, Any]:
-    names = ("train_dataset", "eval_dataset", "callbacks", "compute_loss_func", "optimizers")
+    names = ("train_dataset", "eval_dataset", "callbacks", "compute_loss_func", "optimizers", *ENGINE)
     return {"train_dataset": examples(), **{name: changes.pop(name) for name in names if name in changes}}
 
 

@@ -31,7 +31,12 @@ class Restored:
 
 def identity(recipe: Recipe, seed: int, steps: int, base: str) -> dict[str, Any]:
     """Return what must agree between a saved run and the one that continues it."""
-    return {"recipe": repr(without_folder(recipe)), "seed": seed, "steps": steps, "base": base}
+    return {"recipe": recipe_text(recipe), "seed": seed, "steps": steps, "base": base}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """Return the recipe as a saved state has it."""
+    return repr(without_folder(recipe))
 
 
 def snapshot(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from subnetune.core.errors import NumericError, UsageError
 from subnetune.engine.reference import innermost, unscale_once
+from subnetune.engine.served import ServedOptimizer
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -50,7 +51,7 @@ def scales(trainer: Trainer) -> bool:
 
 
 class UnscaleFirst(TrainerCallback):
-    """Unscales fp16 gradients before the optimizer's step, where the Trainer has not.
+    """Unscales fp16 gradients before the optimizer's step, where the Trainer has not, and clears them after it.
 
     Optimizers that unscale inside their kernel (fused) would get them scaled, and no rule could see what they are.
     """
@@ -63,6 +64,12 @@ class UnscaleFirst(TrainerCallback):
         inner = innermost(kwargs.get("optimizer"))
         if scales(self._trainer) and isinstance(inner, Optimizer):
             unscale_once(self._trainer.accelerator.scaler, inner)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after `model.zero_grad()`, which does not reach what an engine has packed."""
+        inner = innermost(kwargs.get("optimizer"))
+        if isinstance(inner, ServedOptimizer):  # a step that was skipped leaves it there
+            inner.zero_grad()
 
 
 def check_finite(loss: Tensor | float, norm: Tensor, index: int) -> None:

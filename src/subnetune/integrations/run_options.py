@@ -41,6 +41,9 @@ _NAMES = (
     "neftune_noise_alpha",
 )
 
+# What checkpoints from before there was a choice do not tell.
+BEFORE_ENGINES = {"engine": "reference", "precision": "same", "gradients": "dense"}
+
 
 def run_options(trainer: Trainer) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one it continues: plain numbers and strings by name.

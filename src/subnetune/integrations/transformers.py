@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -29,10 +29,14 @@ from transformers import Trainer
 from subnetune.core.errors import LifeCycleError, UsageError
 from subnetune.core.recipe import Recipe
 from subnetune.core.types import Batch, Output
+from subnetune.engine.choice import EngineName, PrecisionName
+from subnetune.engine.lean import GradientsName
 from subnetune.engine.reference import innermost, overflowed
+from subnetune.engine.saving import recipe_text
 from subnetune.integrations.checkpoint_folder import carry_state, folder_to_resume, read_tuning_state, required_files
 from subnetune.integrations.limits import UnscaleFirst, check_finite, refuse_unsupported, scales
-from subnetune.integrations.run_options import check_options, given_optimizer, run_options
+from subnetune.integrations.optimizers import Wish, engine_name, make_optimizer
+from subnetune.integrations.run_options import BEFORE_ENGINES, check_options, given_optimizer, run_options
 from subnetune.integrations.scoring_batches import planned_steps, scoring_batches
 from subnetune.tuning import Tuning
 
@@ -48,17 +52,28 @@ class TuningMixin(_Base):
     recipe: the method, such as `methods.child_tuning_d(keep=0.3)`.
     new: names of newly initialised parameters, `from_pretrained(..., output_loading_info=True)[1]["missing_keys"]`;
         by default the head's.
+    engine, precision, gradients: as in `Tuning.optimizer`; `trainer.tuning.engine` says which engine serves and why.
     All other arguments are the Trainer's own. The model is bound as it is when the Trainer is built: that is the base
     of the delta. Random masks come from `args.seed`. Raises UsageError for what cannot be served: FSDP, DeepSpeed,
     `model_init`, `auto_find_batch_size`, full half-precision evaluation (which casts the weights).
     """
 
     # A mixin passes on the arguments of whatever Trainer it is mixed into, hence *args and **kwargs.
-    def __init__(self, *args: Any, recipe: Recipe, new: Iterable[str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        recipe: Recipe,
+        new: Iterable[str] | None = None,
+        engine: EngineName = "auto",
+        precision: PrecisionName = "same",
+        gradients: GradientsName = "dense",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         refuse_unsupported(self, getattr(recipe, "forward", ()))
         self._served: Optimizer | None = None
-        self._options = {"optimizer given": given_optimizer(self), **run_options(self)}
+        self._wish = Wish(engine, precision, gradients)
+        self._options = {"optimizer given": given_optimizer(self), **self._wish.options(), **run_options(self)}
         self._limit = 0.0  # gradient norm to clip to inside the step; 0 while not training or not clipping
         self._norm: Tensor | None = None  # of what trains, at the last step, before clipping
         self._call: tuple[Tensor | int | None, float] | None = None  # (items in batch, scale) during compute_loss
@@ -76,6 +91,7 @@ class TuningMixin(_Base):
             seed=self.args.seed,
             new=new,
         )
+        engine_name(self, self._tuning, self._wish)  # raises now for what cannot be had
 
     @property
     def tuning(self) -> Tuning:
@@ -83,31 +99,25 @@ class TuningMixin(_Base):
         return self._tuning
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Create the optimizer that TrainingArguments ask for over what trains, and serve the recipe around its steps.
+        """Create the optimizer that TrainingArguments ask for over what trains, served by an engine.
 
         Without groups in the recipe the parameter groups are the Trainer's own (decay and no decay). With groups, a
         tensor has the recipe's learning-rate scale, and its weight decay where it gives one, else the Trainer's. An
-        optimizer that the caller passed is served as it is. Raises UsageError for one that cannot hold the groups.
+        optimizer that the caller passed is served as it is, by the reference engine. Raises UsageError for one that
+        cannot hold the groups, and for what was asked and cannot be had.
         """
         served = innermost(self.optimizer)
         if self._served is not None and served is self._served:
             return cast(Optimizer, self.optimizer)
-        given = self.optimizer is not None
+        self._options["engine"] = engine_name(self, self.tuning, self._wish)
         self.tuning.start()  # freezes what does not train, before the Trainer looks for what does
-        if self.tuning.recipe.groups:
-            if given:
-                raise UsageError(
-                    "this recipe has learning-rate groups, which an optimizer passed as `optimizers` cannot follow: "
-                    "choose it with TrainingArguments(optim=...) or `optimizer_cls_and_kwargs`"
-                )
-            self._create_grouped(model)
-        else:
-            super().create_optimizer(model)
-        inner = innermost(self.optimizer)
-        if not isinstance(inner, Optimizer):
-            raise UsageError(f"TunedTrainer needs a torch optimizer, got {type(inner).__name__}")
-        self._serve(inner)
-        return cast(Optimizer, self.optimizer)
+        by_the_trainer = super().create_optimizer
+        self._served = make_optimizer(self, self.tuning, self._wish, lambda: by_the_trainer(model))
+        self.optimizer = self.optimizer if self.optimizer is not None else self._served
+        this = weakref.proxy(self)
+        self.tuning.before_step(lambda optimizer: this._check_and_clip(optimizer))
+        carry_state(self._served, self.tuning, self._options)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """Create the Trainer's schedule, after checking that the run has the length that the recipe was bound to.
@@ -168,7 +178,10 @@ class TuningMixin(_Base):
             needed = required_files(self.args.world_size, self.args.process_index, scaled)
             found = folder_to_resume(resume_from_checkpoint, self.args.output_dir, needed)
             state, options = read_tuning_state(found)
-            check_options(options, self._options)
+            saved = {**BEFORE_ENGINES, **options}
+            same = state.get("recipe") == recipe_text(self.tuning.recipe)  # another one is the tuning's to refuse
+            self._options["engine"] = engine_name(self, self.tuning, self._wish) if same else saved["engine"]
+            check_options(saved, self._options)
             self.tuning.load_state_dict(state)
             folder = str(found)
         elif self.tuning.index:
@@ -200,47 +213,6 @@ class TuningMixin(_Base):
             delta.save(Path(path))
 
     # -- inside -------------------------------------------------------------------------------------------------
-
-    def _create_grouped(self, model: nn.Module | None) -> None:
-        asked = self.optimizer_cls_and_kwargs
-        cls, hyper = asked or self.get_optimizer_cls_and_kwargs(self.args, cast(Any, self.model))
-        own = {"params", "model", "optimizer_dict"} & set(hyper)
-        if own or not (isinstance(cls, type) and issubclass(cls, Optimizer)):
-            raise UsageError(
-                f"{getattr(cls, '__name__', cls)} groups parameters by itself and cannot follow this recipe's groups: "
-                "choose another `optim`"
-            )
-        # The Trainer takes parameter groups from here, and keeps what it does for particular optimizers.
-        self.optimizer_cls_and_kwargs = (cls, {**hyper, "params": list(self._groups(hyper.get("lr")))})
-        try:
-            super().create_optimizer(model)
-        finally:
-            self.optimizer_cls_and_kwargs = asked
-
-    def _groups(self, lr: float | None) -> Iterator[dict[str, Any]]:
-        # The recipe's groups; where one leaves the weight decay open, the Trainer's rule splits it in two.
-        model = cast(nn.Module, self.model)
-        names = set(self.get_decay_parameter_names(model))
-        decays = {id(p) for name, p in model.named_parameters() if name in names}
-        for group in self.tuning.param_groups(lr):
-            if "weight_decay" in group:
-                yield group
-                continue
-            pairs = list(zip(group["params"], group["param_names"], strict=True))
-            for rate, which in ((self.args.weight_decay, True), (0.0, False)):
-                part = [pair for pair in pairs if (id(pair[0]) in decays) is which]
-                if part:
-                    tensors, called = zip(*part, strict=True)
-                    yield {**group, "params": list(tensors), "param_names": list(called), "weight_decay": rate}
-
-    def _serve(self, optimizer: Optimizer) -> None:
-        this = weakref.proxy(self)
-        optimizer.register_step_pre_hook(
-            lambda *_: this._check_and_clip(optimizer)
-        )  # before the rules: hooks run in order
-        self.tuning.attach(optimizer)
-        carry_state(optimizer, self.tuning, self._options)
-        self._served = optimizer
 
     def _check_and_clip(self, optimizer: Optimizer) -> None:
         skipped = overflowed(optimizer)

@@ -105,9 +105,17 @@ def test_scaled_gradients_are_clipped_unscaled(optim: str, accelerate_unscales: 
     assert norms[0] == norms[1]
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-def test_an_overflow_advances_nothing(optim: str, tmp_path: Path) -> None:
-    trainer = scaled(tmp_path, False, overflow_at=4, optim=optim)
+@pytest.mark.parametrize(
+    ("optim", "asked"),
+    [
+        ("adamw_torch", {}),
+        ("adamw_torch", {"gradients": "lean"}),
+        ("adamw_torch_fused", {"engine": "reference"}),
+    ],
+    ids=["packed", "lean", "reference"],
+)
+def test_an_overflow_advances_nothing(optim: str, asked: dict[str, str], tmp_path: Path) -> None:
+    trainer = scaled(tmp_path, False, overflow_at=4, optim=optim, **asked)
     trainer.train()
     assert trainer.state.global_step == 10
     assert trainer.tuning.index == 9
