@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from conformance.table import BERT_CASES, CASES, Case, learns, train
+from distributed import lean_job
 from subnetune import methods
 from subnetune.core.errors import LifeCycleError
 from subnetune.core.masks import mask_digest
@@ -205,6 +206,11 @@ def sharded_later(rank: int) -> dict[str, Any]:
     return sharded(rank, STARTED_BEFORE, before=True)
 
 
+def lean(rank: int) -> dict[str, Any]:
+    """Lean gradients beside dense ones; test_lean_ranks.py has more of them."""
+    return lean_job.replicated(rank)
+
+
 CHECKS: tuple[Callable[[int], Any], ...] = (
     masks,
     disagreement,
@@ -213,6 +219,7 @@ CHECKS: tuple[Callable[[int], Any], ...] = (
     wrapped_too_early,
     sharded,
     sharded_later,
+    lean,
 )
 
 

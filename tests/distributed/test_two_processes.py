@@ -86,6 +86,13 @@ def test_rules_that_run_the_model_twice_or_draw_noise_leave_replicas_equal(name:
     assert differing(ends[0], before) != []
 
 
+def test_lean_gradients_have_the_bits_of_dense_ones_on_every_rank(found) -> None:
+    for rank in found:
+        assert differing(rank["lean"]["dense"]["weights"], rank["lean"]["lean"]["weights"]) == []
+        assert rank["lean"]["dense"]["norms"] == rank["lean"]["lean"]["norms"]
+    assert differing(found[0]["lean"]["lean"]["weights"], found[1]["lean"]["lean"]["weights"]) == []
+
+
 def test_wrapping_before_the_scope_froze_anything_is_refused(found) -> None:
     assert all("before wrapping" in rank["wrapped_too_early"] for rank in found)
 
