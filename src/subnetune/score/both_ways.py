@@ -23,12 +23,14 @@ def checked_example(setting: Setting, owned: list[Owner], two: Batch, clip: floa
     hooked, sums = HookedBatch(setting, owned, two), ExampleSums(clip)
     try:
         hooked.backward(sums, hooked.factors() * torch.tensor([1.0, 0.0]), "the first two examples")
-    except NumericError as error:  # the loop says it better, of the example alone
-        raise NotByHooks(str(error)) from error
+    except torch.OutOfMemoryError:
+        raise
+    except (NumericError, RuntimeError) as error:  # the loop says it better, unless the hooks are to blame
+        raise NotByHooks(f"the backward pass under hooks says: {error}") from error
     loss = setting.forward(setting.model, single(two, 0)).loss
     wanted = dict(gradients(loss, setting.params, clip, piece))
-    if wanted.keys() != sums.totals.keys():
-        raise NotByHooks(f"hooks see {len(sums.totals)} tensors, the loop {len(wanted)}")
+    if {n: g.shape for n, g in wanted.items()} != {n: total.shape for n, total in sums.totals.items()}:
+        raise NotByHooks(f"hooks see {len(sums.totals)} tensors, the loop {len(wanted)}, or of other shapes")
     norms = {name: float(torch.linalg.vector_norm(gradient)) for name, gradient in wanted.items()}
     floor = max(norms.values(), default=0.0) / 32
     for name, gradient in wanted.items():

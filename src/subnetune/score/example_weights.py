@@ -38,22 +38,21 @@ def choose(found: list[Tensor], gradients: Tensor, own: Callable[[int], Tensor],
     rows = gradients.flatten(1).double()
     norms = torch.linalg.vector_norm(rows, dim=1).cpu()
     while True:
-        spread = torch.stack(found).amax(0) / torch.stack(found).amin(0)
-        row = int(norms.argmax() if len(found) == 1 else (spread - 1.0 + 1e-9 * (norms > 0)).argmax())
-        there, alone = rows[row], own(row).flatten().double()
-        if there.shape != alone.shape:
+        spread = torch.stack(found).amax(0) / torch.stack(found).amin(0) - 1.0
+        row = int(norms.argmax() if len(found) == 1 else (spread * (norms > 0)).argmax())
+        alone = own(row).flatten().double()
+        if alone.shape != rows[row].shape:
             raise NotByHooks("an example alone has other shapes than in its batch")
-        ratio = float(alone @ there / (there @ there).clamp(min=1e-300))
-        apart = float(
-            torch.linalg.vector_norm(alone - ratio * there) / torch.linalg.vector_norm(alone).clamp(min=1e-300)
-        )
-        errors = [abs(float(factors[row]) / ratio - 1.0) if ratio else float(alone.any()) for factors in found]
-        if apart > 4 * noise or min(errors) > noise:
-            raise NotByHooks(
-                f"an example's own gradient is not its part of the batch's (off by {apart:.0e} and {min(errors):.0e})"
-            )
-        nearest = found[min(range(len(found)), key=errors.__getitem__)]
+        errors = [_apart(float(factors[row]) * rows[row], alone) for factors in found]
+        if not min(errors) <= noise:
+            raise NotByHooks(f"an example's own gradient is not its part of the batch's (off by {min(errors):.0e})")
+        nearest = found[errors.index(min(errors))]
         alike = [factors for factors in found if abs(float(factors[row] / nearest[row]) - 1.0) <= 1e-6]
         if len(alike) in (1, len(found)):
             return nearest
         found = alike  # they differ at other examples
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    size = max(float(torch.linalg.vector_norm(one)), float(torch.linalg.vector_norm(other)))
+    return float(torch.linalg.vector_norm(one - other)) / size if size else 0.0

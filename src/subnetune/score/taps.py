@@ -46,16 +46,14 @@ class Taps:
             self.finite.append((next(iter(owner.names.values())), whole))
 
         def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-            x = next(iter((*args, *kwargs.values())), None)
-            if (
-                not (isinstance(x, Tensor) and isinstance(output, Tensor) and x.dim() and output.dim())
-                or not torch.is_grad_enabled()
-            ):
-                return None
+            given = (*args, *kwargs.values(), output)
+            if len(given) != 2 or not all(isinstance(t, Tensor) and t.dim() for t in given):
+                return None  # gated norms and the like
+            x = given[0]
             form = (x.dim(), min(x.shape[0], 2))
             if isinstance(module, nn.Embedding) and x.shape[0] == 1:  # such as positions, one row for all examples
                 x, output = x.expand(self.size, *x.shape[1:]), output.expand(self.size, *output.shape[1:])
-            if x.shape[0] != self.size or output.shape[0] != self.size:
+            if x.shape[0] != self.size or output.shape[0] != self.size or not torch.is_grad_enabled():
                 return None
             tapped: Tensor = Tap.apply(self.entry, x.detach(), output, receive)  # type: ignore[no-untyped-call]
             self.calls.append(Call(owner, get_gradient_edge(tapped), form))
@@ -76,4 +74,6 @@ def tapped_loss(setting: Setting, taps: Taps, batch: Batch) -> Tensor:
         raise NotByHooks(f"the forward pass under hooks says: {error}") from error
     if not torch.isfinite(loss):
         raise NotByHooks("the loss is not finite")
+    if not loss.requires_grad:
+        raise NotByHooks("the loss uses no selected tensor")
     return loss
