@@ -99,7 +99,7 @@ def rates_of(rates: Rates) -> Array:
     far = pull >= 0.5
     numbers = (
         1 - rates.lr * rates.weight_decay,
-        -(1 - pull) if far else pull,
+        np.float32(pull) - 1 if far else pull,  # in float32, as torch's lerp
         rates.beta2,
         1 - rates.beta2,
         (1 - rates.beta2**rates.step) ** 0.5,
