@@ -90,6 +90,18 @@ def paired(above: Sequence[float], below: Sequence[float], resamples: int = 2000
     return Ratio(float(np.median(quotients)), float(low), float(high), quotients.size)
 
 
+def total(above: Sequence[float], below: Sequence[float], resamples: int = 2000) -> Ratio:
+    """Return the ratio of the sums, where rare expensive steps count, with its bootstrap interval over the pairs."""
+    import numpy as np
+
+    pairs = np.asarray([above, below], dtype=np.float64)  # (2, pairs)
+    drawn = np.random.default_rng(0).integers(0, pairs.shape[1], (resamples, pairs.shape[1]))
+    sums = pairs[:, drawn].sum(2)  # (2, resamples)
+    low, high = np.quantile(sums[0] / sums[1], (0.025, 0.975))
+    whole = pairs.sum(1)
+    return Ratio(float(whole[0] / whole[1]), float(low), float(high), pairs.shape[1])
+
+
 def minus(samples: Sequence[float], floor: Sequence[float]) -> list[float]:
     """Return the paired differences: what `samples` take beyond `floor`."""
     return [a - b for a, b in zip(samples, floor, strict=True)]
