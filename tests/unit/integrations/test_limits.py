@@ -71,7 +71,8 @@ class Overflow(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.at:
-            next(p for p in kwargs["model"].parameters() if p.grad is not None).grad.fill_(float("inf"))
+            held = (p for group in kwargs["optimizer"].param_groups for p in group["params"])
+            next(p for p in held if p.grad is not None and p.grad.any()).grad.fill_(float("inf"))
 
 
 def scaled(folder: Path, accelerate_unscales: bool, overflow_at: int = -1, **changes: Any) -> TunedTrainer:
