@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LOOPED = ("cpu",)  # devices on which a product for each example is faster than one for many
+MANY = 1 << 24  # entries of the products of many examples at once
 BLOCK = 1 << 18  # entries of a matrix at work: with its totals they stay in the cache while the examples pass
 
 
@@ -41,6 +43,11 @@ class ExampleSums:
             norms = (grams[0] * grams[1]).sum((1, 2)).clamp(min=0.0).sqrt().float()
         roots = self._weights(left, norms).sqrt()
         left = left * roots[:, None, None]
+        if left.device.type not in LOOPED:
+            count = max(1, MANY // total.numel())
+            for some, others in zip(torch.split(left, count), torch.split(right, count), strict=True):
+                total.add_(torch.bmm(some.mT, others).square_().sum(0))
+            return
         height = max(1, BLOCK // right.shape[2])
         for low in range(0, left.shape[2], height):
             part = total[low : low + height]
@@ -54,13 +61,10 @@ class ExampleSums:
         total, size = self._total(name, shape, values), index.shape[0]
         owner = torch.arange(size, device=index.device)[:, None].expand_as(index)
         places, inverse = torch.unique(owner * shape[0] + index, return_inverse=True)
-        sums = (
-            values.new_zeros(places.numel(), shape[1]).index_add_(0, inverse.flatten(), values.flatten(0, 1)).square()
-        )
+        sums = values.new_zeros(places.numel(), shape[1])
+        sums = sums.index_add_(0, inverse.flatten(), values.flatten(0, 1)).square()
         examples, rows = places // shape[0], places % shape[0]
-        norms = None
-        if self.clip is not None:
-            norms = sums.new_zeros(size).index_add_(0, examples, sums.sum(1)).sqrt()
+        norms = None if self.clip is None else sums.new_zeros(size).index_add_(0, examples, sums.sum(1)).sqrt()
         total.index_add_(0, rows, sums * self._weights(values, norms)[examples, None])
 
     def _weights(self, like: Tensor, norms: Tensor | None) -> Tensor:

@@ -229,8 +229,10 @@ def test_norms_and_changes_in_place(both: Both, block: nn.Module) -> None:
     check_equal(hooks, loop)
 
 
-def test_matrices_larger_than_a_block_are_taken_in_parts(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("subnetune.score.example_sums.BLOCK", 13)  # two rows of six
+@pytest.mark.parametrize("way", [{"BLOCK": 13}, {"LOOPED": (), "MANY": 80}], ids=["two rows", "two examples"])
+def test_matrices_are_taken_in_parts(both: Both, monkeypatch: pytest.MonkeyPatch, way: dict[str, object]) -> None:
+    for name, value in way.items():
+        monkeypatch.setattr(f"subnetune.score.example_sums.{name}", value)
     hooks, loop, way = both(Pooled(), pooled_batches(*MIXED[:2]), forward=call)
     assert way.reason == ""
     check_equal(hooks, loop)
@@ -267,9 +269,9 @@ def test_the_budget_and_examples_without_a_label(both: Both) -> None:
         check_equal(hooks, loop)
 
 
-@pytest.mark.parametrize("labels", ["classes", "numbers"])
+@pytest.mark.parametrize("labels", ["classes", pytest.param("numbers", marks=pytest.mark.slow)])
 def test_sampled_labels_are_those_of_the_loop(both: Both, labels: str) -> None:
-    model = tiny("bert", num_labels=1 if labels == "numbers" else 3)
+    model = tiny("bert", num_labels=1 if labels == "numbers" else 3, num_hidden_layers=1)
     data = batches(3)
     if labels == "numbers":
         data = [{**given, "labels": given["labels"].float()} for given in data]
@@ -288,12 +290,12 @@ def test_sampled_labels_do_not_depend_on_how_examples_are_batched() -> None:
 
 
 def test_low_precision_weights_are_summed_in_single_precision(both: Both) -> None:
-    model = tiny("bert").to(torch.bfloat16)
-    exact = tiny("bert")
+    model = tiny("bert", num_hidden_layers=2).to(torch.bfloat16)
+    exact = tiny("bert", num_hidden_layers=2)
     with torch.no_grad():
         for p, q in zip(exact.parameters(), model.parameters(), strict=True):
             p.copy_(q)
-    data = batches(4, rows=4)
+    data = batches(4)
     hooks, loop, way = both(model, data)
     assert (way.hooked, way.reason) == (16, "")
     wanted = Fisher("per-sample")(setting(exact, data, forward=default_forward))
@@ -334,6 +336,7 @@ def test_reentrant_checkpointing_is_refused_by_torch_as_in_the_loop(both: Both) 
         both(model, pooled_batches(*MIXED), forward=call)
 
 
+@pytest.mark.slow
 def test_checkpointing_of_transformers_is_off_while_scoring(both: Both) -> None:
     model = tiny("bert")
     plain, _, _ = both(model, [batch()])
