@@ -20,6 +20,7 @@ from subnetune.core.passes import Passes
 from subnetune.core.randomness import forked_randomness
 from subnetune.core.recipe import Recipe
 from subnetune.core.types import Batch, Batches, Forward, Live, Mask, Output, Setting, State, Step, default_forward
+from subnetune.engine.anchors import Anchors
 from subnetune.engine.binding import Binding, check_arguments
 from subnetune.engine.child import Child
 from subnetune.engine.choice import EngineName, PrecisionName, make_engine
@@ -27,7 +28,6 @@ from subnetune.engine.facts import Facts
 from subnetune.engine.lean import GradientsName
 from subnetune.engine.middleware import under_rules
 from subnetune.engine.precision import Precision
-from subnetune.engine.ranks import check_same_on_all_ranks
 from subnetune.engine.reference import (
     Handle,
     ReferenceEngine,
@@ -37,7 +37,7 @@ from subnetune.engine.reference import (
     servable,
     take_step,
 )
-from subnetune.engine.saving import first_mask, identity, restore, snapshot
+from subnetune.engine.saving import first_mask, restore, snapshot
 from subnetune.engine.views import local_mask, local_parts, local_view
 
 
@@ -71,7 +71,7 @@ class Tuning(Facts):
         self._binding = Binding(recipe, model, None if new is None else tuple(new), seed)
         self.new = self._binding.new
         self.model: nn.Module = self._binding.model
-        self._anchor: dict[str, Tensor] = {}
+        self._anchor = Anchors({})
         self._unprepared: dict[str, Tensor] = {}  # base values of what the preparations changed
         self._state: State = {}
         self._passes = Passes(self.model if recipe.forward else None)  # the hooks that forward rules hang on modules
@@ -84,8 +84,10 @@ class Tuning(Facts):
     def start(self) -> None:
         """Prepare, keep the anchor, score. Called by `optimizer`, `attach` and the first `forward`; a no-op later."""
         self._check_open()
-        if self._started:
-            return
+        if not self._started:
+            self._start(packed=False)
+
+    def _start(self, packed: bool) -> None:
         self._binding.check_owners()
         self._binding.check_values()
         with forked_randomness(self._source), self._binding.all_or_nothing():
@@ -93,11 +95,15 @@ class Tuning(Facts):
             if self.recipe.prepare:
                 self._unprepared = self._binding.prepare(self._setting)
             self._binding.freeze_the_rest()
-            self._anchor = self._binding.snapshot()
+            if not packed:
+                self._pack(False)
             if self.recipe.selector is not None:
                 self._state = self.recipe.selector.init(self._setting())
             self._check_ranks(self._index, self._current_mask())
         self._started = True
+
+    def _pack(self, packed: bool) -> None:
+        self._anchor = self._anchor.packed(self._binding, self._current_mask, self._unprepared, packed)
 
     def close(self) -> None:
         """Let the model go: hooks off, `requires_grad` as it was. Trained values stay. A second call does nothing."""
@@ -129,9 +135,14 @@ class Tuning(Facts):
         evaluates closures (LBFGS).
         """
         check_optimizer_class(cls)
-        groups = self.param_groups(hyper.get("lr")) if groups is None else groups
         self._check_unserved()
         choice = self.engine_for(cls, hyper, engine=engine, precision=precision, gradients=gradients)
+        if gradients != "dense":  # memory is short: no copies of what the model itself has
+            if not self._started:
+                self._check_open()
+                self._start(packed=True)
+            self._pack(True)
+        groups = self.param_groups(hyper.get("lr")) if groups is None else groups
         child, rounding = Child(self, self._binding), Precision(precision, self.seed)
         self._engine = make_engine(choice, child, cls, groups, hyper, rounding, gradients)
         return self._engine.optimizer
@@ -222,11 +233,6 @@ class Tuning(Facts):
         self._passes.clear()
 
     @property
-    def index(self) -> int:
-        """Number of optimizer steps that really happened."""
-        return self._index
-
-    @property
     def engine(self) -> str:
         """Which engine serves this recipe, and why."""
         if self._engine is not None:
@@ -252,7 +258,9 @@ class Tuning(Facts):
         loaded = restore(state, self._identity(), like)
         first = first_mask(self.recipe, loaded.state, self.selected(), Step(loaded.index, self._steps))
         self._check_ranks(loaded.index, first)
-        self._state, self._anchor, self._unprepared = loaded.state, loaded.anchor, loaded.unprepared
+        anchor = Anchors(loaded.anchor, loaded.entries, loaded.prints, self._binding, lambda: first)
+        anchor.check()
+        self._state, self._anchor, self._unprepared = loaded.state, anchor, loaded.unprepared
         self._index, self._mask, self._started, self._clipped = loaded.index, (loaded.index, first), True, False
         self._passes.clear()  # hooks of the step that was under way have its mask and its anchor
         self._binding.freeze_the_rest()
@@ -268,12 +276,6 @@ class Tuning(Facts):
         if self._engine is not None:
             self._engine.remove()
             self._engine = None
-
-    def _identity(self) -> dict[str, Any]:
-        return identity(self.recipe, self.seed, self._steps, self.fingerprint.base)
-
-    def _check_ranks(self, index: int, mask: Mask | None) -> None:
-        check_same_on_all_ranks({**self._identity(), "index": index}, mask, self.selected(), self._binding.place[0])
 
     def _setting(self) -> Setting:
         made = self._binding.setting(self._forward, self._source, self._tasks, self._steps, self.seed)

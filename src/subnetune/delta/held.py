@@ -15,6 +15,11 @@ from subnetune.update.hold_unselected import HoldUnselected
 if TYPE_CHECKING:
     from subnetune.tuning import Tuning
 
+_WHY = (
+    "HoldUnselected keeps them, so other code wrote into the model (a tied or averaged copy, a load_state_dict); undo "
+    "that, or train anew"
+)
+
 
 def check_held(tuning: Tuning) -> None:
     """Raise CheckpointError where an entry that `HoldUnselected` leaves out by a static mask differs from its anchor.
@@ -27,6 +32,10 @@ def check_held(tuning: Tuning) -> None:
     live = tuning.live()
     if live.mask is None:
         return
+    if unheld := tuning.unheld():
+        raise CheckpointError(
+            f"{unheld[0]!r} is not what it was outside the mask, nor {len(unheld) - 1} more tensors: {_WHY}"
+        )
     moved = {
         name: _moved(live.params[name], live.anchor[name], mask_of(live.mask, name, p))
         for name, p in live.params.items()
@@ -37,10 +46,7 @@ def check_held(tuning: Tuning) -> None:
     if wrong:
         name, count = wrong[0]
         more = f", and in {len(wrong) - 1} more tensors" if len(wrong) > 1 else ""
-        raise CheckpointError(
-            f"{count} entries of {name!r} outside the mask are not what they were{more}: HoldUnselected keeps them, so "
-            "other code wrote into the model (a tied or averaged copy, a load_state_dict); undo that, or train anew"
-        )
+        raise CheckpointError(f"{count} entries of {name!r} outside the mask are not what they were{more}: {_WHY}")
 
 
 def _moved(now: Tensor, before: Tensor, mask: Tensor) -> Tensor:

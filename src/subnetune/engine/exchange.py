@@ -105,7 +105,7 @@ class Exchange:
                 kinds.setdefault((holder.device, holder.dtype), []).append(name)
         for (device, dtype), names in kinds.items():
             whole = torch.zeros(sum(holders[name].numel() for name in names), dtype=dtype, device=device)
-            parts = whole.split([holders[name].numel() for name in names])
+            parts = torch.split(whole, [holders[name].numel() for name in names])
             for name, part in zip(names, parts, strict=True):
                 if name in self._pending:
                     part.copy_(self._pending.pop(name).reshape(-1))

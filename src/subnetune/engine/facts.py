@@ -14,19 +14,25 @@ from subnetune.core.masks import mask_digest
 from subnetune.core.recipe import Recipe
 from subnetune.core.scope import Resolved
 from subnetune.core.types import Mask
+from subnetune.engine.anchors import Anchors
 from subnetune.engine.binding import Binding
 from subnetune.engine.choice import Choice, EngineName, PrecisionName, choose
 from subnetune.engine.lean import GradientsName
+from subnetune.engine.ranks import check_same_on_all_ranks
+from subnetune.engine.saving import identity
 
 
 class Facts:
     """The reading half of `Tuning`."""
 
     recipe: Recipe
+    seed: int
+    _steps: int
     _binding: Binding
-    _anchor: dict[str, Tensor]
+    _anchor: Anchors
     _unprepared: dict[str, Tensor]
     _started: bool
+    _index: int
 
     @abstractmethod
     def start(self) -> None:
@@ -41,6 +47,12 @@ class Facts:
     def engine(self) -> str:
         """Which engine serves this recipe, and why."""
 
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.recipe, self.seed, self._steps, self.fingerprint.base)
+
+    def _check_ranks(self, index: int, mask: Mask | None) -> None:
+        check_same_on_all_ranks({**self._identity(), "index": index}, mask, self.selected(), self._binding.place[0])
+
     def _static(self) -> bool:
         return self.recipe.selector is not None and self.recipe.selector.static
 
@@ -54,6 +66,11 @@ class Facts:
         """Return the digest of the static mask, however it is stored; None where there is none."""
         mask = self.mask
         return None if mask is None else mask_digest(*self._binding.unsharded(mask))
+
+    @property
+    def index(self) -> int:
+        """Number of optimizer steps that really happened."""
+        return self._index
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -74,6 +91,10 @@ class Facts:
         self.start()
         values = {**self._binding.gather(self._anchor), **self._unprepared}
         return {name: value for name, value in values.items() if name in self.fingerprint.tensors}
+
+    def unheld(self) -> list[str]:
+        """Return tensors whose unselected entries are not the anchor's, where the selected ones alone were kept."""
+        return self._anchor.moved()
 
     def base_buffers(self) -> dict[str, Tensor]:
         """Return the persistent buffers as the base had them."""

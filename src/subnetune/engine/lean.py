@@ -83,7 +83,8 @@ class LeanGradients:
             if lean is not None:
                 call(lean, name, accumulated)
 
-        self._handles.append(tensor.register_post_accumulate_grad_hook(after))
+        handle = tensor.register_post_accumulate_grad_hook(after)  # type: ignore[no-untyped-call]
+        self._handles.append(handle)
 
     @torch.no_grad()
     def _take(self, name: str, parameter: Tensor) -> None:

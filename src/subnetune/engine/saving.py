@@ -13,9 +13,11 @@ from subnetune.core.errors import CheckpointError, UsageError
 from subnetune.core.masks import LazyMask, PackedMask, mask_of
 from subnetune.core.recipe import Recipe
 from subnetune.core.types import Mask, Params, State, Step, placement
+from subnetune.engine.anchors import Anchors
 from subnetune.select.fixed import without_folder
 
 FORMAT = 1
+PACKED = 2  # with anchors of selected entries alone: an older version does not read it
 _KEYS = ("format", "recipe", "seed", "steps", "index", "base", "selector", "anchor", "unprepared")
 
 
@@ -27,6 +29,8 @@ class Restored:
     state: State
     anchor: dict[str, Tensor]
     unprepared: dict[str, Tensor]
+    entries: dict[str, Tensor]
+    prints: dict[str, str]
 
 
 def identity(recipe: Recipe, seed: int, steps: int, base: str) -> dict[str, Any]:
@@ -40,20 +44,23 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def snapshot(
-    who: Mapping[str, Any], index: int, state: State, anchor: Mapping[str, Tensor], unprepared: Mapping[str, Tensor]
+    who: Mapping[str, Any], index: int, state: State, anchor: Anchors, unprepared: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Return a state of tensors, strings and numbers; tensors are copies. Raises for parameters in shards."""
-    for name, tensor in anchor.items():
+    for name, tensor in anchor.local():
         if placement(tensor).sharded:
             raise CheckpointError(f"{name!r} is sharded: the state of a sharded Tuning cannot be saved yet")
-    return {
-        "format": FORMAT,
+    saved = {
+        "format": PACKED if anchor.entries else FORMAT,
         **who,
         "index": index,
         "selector": _copied(state, None),
-        "anchor": _copied(dict(anchor), None),
+        "anchor": _copied(anchor.kept, None),
         "unprepared": _copied(dict(unprepared), None),
     }
+    if anchor.entries:
+        saved |= {"entries": _copied(anchor.entries, None), "prints": dict(anchor.prints)}
+    return saved
 
 
 def restore(saved: Mapping[str, Any], who: Mapping[str, Any], like: Mapping[str, Tensor]) -> Restored:
@@ -62,22 +69,28 @@ def restore(saved: Mapping[str, Any], who: Mapping[str, Any], like: Mapping[str,
     Raises CheckpointError for a missing key, a newer format, another recipe, seed, run length or base, and for anchors
     whose names, shapes or dtypes differ from the tensors that train.
     """
-    missing = [key for key in _KEYS if key not in saved]
+    keys = (*_KEYS, "entries", "prints") if saved.get("format") == PACKED else _KEYS
+    missing = [key for key in keys if key not in saved]
     if missing:
         raise CheckpointError(
             f"the tuning state lacks {', '.join(map(repr, missing))}: it is damaged or of another kind"
         )
-    if saved["format"] != FORMAT:
-        raise CheckpointError(f"the tuning state has format {saved['format']!r}; this version reads {FORMAT}")
+    if saved["format"] not in (FORMAT, PACKED):
+        raise CheckpointError(
+            f"the tuning state has format {saved['format']!r}; this version reads {FORMAT} and {PACKED}"
+        )
     for key, here in who.items():
         if saved[key] != here:
             raise CheckpointError(f"the tuning state was saved with {key}={saved[key]!r}, this run has {key}={here!r}")
-    anchor = saved["anchor"]
-    if set(anchor) != set(like):
-        odd = sorted(set(anchor) ^ set(like))
+    anchor, entries, prints = saved["anchor"], saved.get("entries", {}), saved.get("prints", {})
+    if len(anchor) + len(entries) != len(like) or {*anchor, *entries} != set(like) or set(entries) != set(prints):
+        odd = sorted({*anchor, *entries} ^ set(like)) or sorted(set(anchor) & set(entries)) or sorted(entries)
         raise CheckpointError(f"the tuning state anchors other tensors than this recipe trains, such as {odd[0]!r}")
     for name, tensor in like.items():
-        old, shape = anchor[name], placement(tensor).shape  # anchors are saved whole
+        if name in entries and placement(tensor).sharded:
+            raise CheckpointError(f"{name!r} is sharded, and its anchor was saved packed: resume without sharding")
+        old = anchor[name] if name in anchor else entries[name]
+        shape = placement(tensor).shape if name in anchor else (old.numel(),)  # anchors are saved whole
         if tuple(old.shape) != shape or old.dtype != tensor.dtype:
             raise CheckpointError(
                 f"the anchor of {name!r} is {tuple(old.shape)} {old.dtype}, the model has {shape} {tensor.dtype}"
@@ -88,6 +101,8 @@ def restore(saved: Mapping[str, Any], who: Mapping[str, Any], like: Mapping[str,
         _copied(saved["selector"], device),
         {name: old.to(like[name].device, copy=True) for name, old in anchor.items()},
         {name: old.to(device, copy=True) for name, old in saved["unprepared"].items()},
+        {name: old.to(like[name].device, copy=True) for name, old in entries.items()},
+        dict(prints),
     )
 
 

@@ -60,9 +60,9 @@ def local_part(whole: Tensor, local: Tensor) -> Tensor:
     return whole
 
 
-def local_parts(whole: Params, params: Params) -> dict[str, Tensor]:
-    """Return for each of `params` the local part of the tensor of that name."""
-    return {name: local_part(whole[name], local) for name, local in params.items()}
+def local_parts(whole: Params, params: Params) -> Params:
+    """Return for each of `params` the local part of the tensor of that name, cut when it is read."""
+    return LazyMask(params, lambda name: local_part(whole[name], params[name]))
 
 
 def local_mask(mask: Mask | None, params: Params) -> Mask | None:

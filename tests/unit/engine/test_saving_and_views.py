@@ -13,6 +13,7 @@ from torch import Tensor
 from subnetune.core.errors import CheckpointError
 from subnetune.core.masks import PackedMask
 from subnetune.core.types import Placement
+from subnetune.engine.anchors import Anchors
 from subnetune.engine.saving import restore, snapshot
 from subnetune.engine.views import local_mask, local_part
 
@@ -21,7 +22,7 @@ WHO = {"recipe": "Recipe()", "seed": 0, "steps": 3, "base": "b"}
 
 def state(**changes: Any) -> dict[str, Any]:
     selector = {"mask": {"bits": {"w": torch.tensor([5], dtype=torch.uint8)}}, "counts": [1, 2], "big": 300_000_001}
-    saved = snapshot(WHO, 2, selector, {"w": torch.zeros(3, dtype=torch.bfloat16)}, {})
+    saved = snapshot(WHO, 2, selector, Anchors({"w": torch.zeros(3, dtype=torch.bfloat16)}), {})
     return {**saved, **changes}
 
 
@@ -49,7 +50,7 @@ def test_what_is_restored_shares_nothing_with_what_was_saved() -> None:
 @pytest.mark.parametrize(
     ("changes", "like", "words"),
     [
-        ({"format": 2}, LIKE, "format 2; this version reads 1"),
+        ({"format": 3}, LIKE, "format 3; this version reads 1 and 2"),
         ({"seed": 8}, LIKE, "saved with seed=8, this run has seed=0"),
         ({"anchor": {}}, LIKE, "other tensors than this recipe trains, such as 'w'"),
         ({}, {"w": torch.zeros(4, dtype=torch.bfloat16)}, r"the anchor of 'w' is \(3,\).* the model has \(4,\)"),
