@@ -1,82 +1,171 @@
-"""Size of a delta, and the time to save and load it, beside the bound: the packaged encoder, random entries moved.
+"""Size of a delta, and the time to save, load and apply it, beside PEFT's files, a full checkpoint, and the bound.
 
-    python benchmarks/bench_delta.py --keeps 0.3,0.1,0.01,0.001 --output delta.json
+    python benchmarks/bench_delta.py --folder /dev/shm --write-docs
+    python benchmarks/bench_delta.py --model bert-base --keeps 0.3 --repeats 20
 
-The bound is values + 1.15 times the entropy of the positions + 512 bytes per tensor + 1 KiB per file (docs/design.md).
+Random entries of every tensor move. LoRA and SHiRA (PEFT itself; left out where it is not installed) get the rank that
+trains about as many entries, at least 1; `torch.save` holds the same entries as sparse COO tensors. The bound is values
++ 1.15 times the entropy of the positions + 512 bytes per tensor + 1 KiB (docs/design.md). Every share is measured in a
+process of its own, all ways in turn. Only the delta is synced to the disk, hashed and checked; "plain bytes" writes and
+syncs, or reads, as many bytes as the delta has and hashes them once in one thread: what no such format can avoid.
+"load" ends with tensors in memory, "and apply" with a model that has them. A delta is applied to the base it was made
+for: to know it takes a fingerprint of the model, which is timed apart and left out of "and apply".
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
-import math
+import shutil
 import tempfile
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from delta_formats import FLOOR, NEW, OURS, Format, bounds, formats, plain
+from harness import Samples, Way, interleave, measure, minus, paired, parse, parser, report, shown, table
 
-from subnetune.core.fingerprint import Fingerprint
-from subnetune.core.hashing import bernoulli_mask
-from subnetune.core.types import placement
-from subnetune.delta import Delta, load_pretrained
+SLOWEST = 500  # MB/s that saving and loading must reach at keep 0.3
 
 
-def entropy_bytes(moved: int, entries: int) -> float:
-    """Return the bytes that the positions of `moved` of `entries` need at least."""
-    p = moved / entries
-    return 0.0 if p in (0.0, 1.0) else -entries * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
+# -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(keep: float, folder: Path) -> dict[str, Any]:
-    """Move a random share `keep` of every tensor of the encoder and return the size and seconds of its delta."""
-    model, new = load_pretrained("minilm", "AutoModelForSequenceClassification", labels={0: "a", 1: "b"})
-    base = {name: p.detach().clone() for name, p in model.named_parameters() if name not in new}
-    fingerprint = Fingerprint.of(model, exclude=new)
-    bound, moved = 1024.0, 0
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            bound += 512
-            if name in new:
-                bound += p.numel() * p.element_size()
-                continue
-            mask = bernoulli_mask(0, 0, name, keep, placement(p), tuple(p.shape))
-            count = int(mask.sum())
-            p.add_(torch.where(mask, p.abs() * 0.01 + 1e-3, 0.0))
-            bound += count * p.element_size() + 1.15 * entropy_bytes(count, p.numel())
-            moved += count
-    delta = Delta.between(base, model, fingerprint=fingerprint, new=new)
-    path = folder / "delta.safetensors"
-    start = time.perf_counter()
-    delta.save(path)
-    saved = time.perf_counter()
-    Delta.load(path)
-    loaded = time.perf_counter()
-    size = path.stat().st_size
-    return {
-        "keep": keep,
-        "bytes": size,
-        "bound": round(bound),
-        "bytes per value": round(size / moved, 2),
-        "save MB/s": round(size / 1e6 / (saved - start)),
-        "load MB/s": round(size / 1e6 / (loaded - saved)),
-    }
+def child(options: Any, keep: float) -> dict[str, Any]:
+    """Return sizes and seconds of all formats for one share."""
+    from subnetune.core.fingerprint import Fingerprint
+
+    every, delta, base = formats(options, keep)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        every[0].save(folder / "first")
+        every.append(plain((folder / "first").stat().st_size, base))
+        saved = interleave(
+            [saving(form, folder / f"format-{place}") for place, form in enumerate(every)], options.repeats
+        )
+        paths = {form.name: folder / f"format-{place}" for place, form in enumerate(every)}
+        sizes = {form.name: payload(paths[form.name]) for form in every}
+        loads = [Way(form.name, lambda form=form: form.load(paths[form.name])) for form in every]
+        both = [
+            Way(f"{form.name} and apply", lambda form=form: form.apply(form.load(paths[form.name])), form.reset)
+            for form in every
+        ]
+        fingerprint = Way("fingerprint", lambda: Fingerprint.of(base, exclude=NEW))
+        loaded = interleave([*loads, *both, fingerprint], options.repeats)
+        facts = {"keep": keep, "file system": file_system(folder), **bounds(delta)}
+    return {"facts": facts, "rows": rows(every, sizes, saved, loaded), "fingerprint": middle(loaded["fingerprint"])}
+
+
+def saving(form: Format, path: Path) -> Way:
+    """Time a save to a path where nothing is: giving back the old file's memory is no part of it."""
+
+    def clear() -> None:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    return Way(form.name, lambda: form.save(path), clear)
+
+
+def rows(every: list[Format], sizes: Mapping[str, int], saved: Samples, loaded: Samples) -> list[dict[str, Any]]:
+    """Return a row for each format: bytes, seconds, and what its times are of the plain bytes' (paired)."""
+    found = []
+    for form in every:
+        size, applied = sizes[form.name], loaded[f"{form.name} and apply"]
+        if form.name == OURS:
+            applied = minus(applied, loaded["fingerprint"])
+        one: dict[str, Any] = {"name": form.name, "trained": form.trained, "bytes": size}
+        for what, seconds, floor in (
+            ("save", saved[form.name], saved[FLOOR]),
+            ("load", loaded[form.name], loaded[FLOOR]),
+            ("and apply", applied, loaded[FLOOR]),
+        ):
+            rate = paired([size / 1e6] * len(seconds), seconds)  # MB/s
+            one[what] = {"seconds": middle(seconds), "MB/s": rate._asdict(), "floor": paired(seconds, floor)._asdict()}
+        found.append(one)
+    return found
+
+
+def middle(samples: list[float]) -> float:
+    """Return the median."""
+    import numpy as np
+
+    return float(np.median(samples))
+
+
+def payload(path: Path) -> int:
+    """Return a file's size; of PEFT's folder that of the weights alone."""
+    return (path / "adapter_model.safetensors" if path.is_dir() else path).stat().st_size
+
+
+def file_system(folder: Path) -> str:
+    """Return the kind of file system that a folder is on, "unknown" where the system does not say."""
+    found = ("", "unknown")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, mount, kind, *_ = line.split()
+            if folder.resolve().is_relative_to(mount) and len(mount) >= len(found[0]):
+                found = (mount, kind)
+    return found[1]
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def rate(one: Mapping[str, Any], what: str) -> str:
+    """Return milliseconds and MB/s with its interval."""
+    if one["name"] == FLOOR and what == "and apply":
+        return ""
+    found = one[what]["MB/s"]
+    return f"{one[what]['seconds'] * 1e3:.1f} ms, {found['median']:.0f} ({found['low']:.0f}, {found['high']:.0f}) MB/s"
+
+
+def text(results: list[dict[str, Any]]) -> str:
+    """Return a table for each share, and whether the targets are met."""
+    parts = []
+    for result in results:
+        facts, every = result["facts"], result["rows"]
+        ours = next(one for one in every if one["name"] == OURS)
+        each = ours["trained"]
+        ratios = f"{shown(ours['save']['floor'])} and {shown(ours['load']['floor'])}"
+        met = "within" if ours["bytes"] <= facts["bound"] else "ABOVE"
+        lines = [
+            f"keep {facts['keep']}: values and entropy take {facts['entropy']:,} bytes ({facts['entropy'] / each:.3f} "
+            f"per trained entry); the delta is {met} the bound of {facts['bound']:,} ({facts['bound'] / each:.3f}). "
+            f"Its save and load take {ratios} times those of plain bytes; a fingerprint takes "
+            f"{result['fingerprint'] * 1e3:.1f} ms. File system: {facts['file system']}."
+        ]
+        if facts["keep"] == 0.3:
+            slow = [what for what in ("save", "load", "and apply") if ours[what]["MB/s"]["median"] < SLOWEST]
+            lines[0] += f" Target of {SLOWEST} MB/s: " + (f"missed by {', '.join(slow)}." if slow else "met.")
+        columns = {
+            "format": "name",
+            "trained entries": lambda one: f"{one['trained']:,}" if one["trained"] else "",
+            "bytes": lambda one: f"{one['bytes']:,}",
+            "bytes per trained entry": lambda one: f"{one['bytes'] / one['trained']:.2f}" if one["trained"] else "",
+            "save": lambda one: rate(one, "save"),
+            "load": lambda one: rate(one, "load"),
+            "load and apply": lambda one: rate(one, "and apply"),
+        }
+        parts += [lines[0], table(every, columns)]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    """Print the table; write it as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keeps", default="0.3,0.1,0.01,0.001")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(float(keep), Path(folder)) for keep in arguments.keeps.split(",")]
-    print(" | ".join(rows[0]))
-    for row in rows:
-        print(" | ".join(f"{value:,}" for value in row.values()))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
+    """Measure every share in a process of its own and print the tables."""
+    made = parser(__doc__, repeats=30, device=False)
+    made.add_argument("--model", choices=("minilm", "bert-base", "tiny"), default="minilm")
+    made.add_argument("--keeps", default="0.3,0.1,0.01,0.001")
+    made.add_argument("--folder", type=Path, help="where files are written (default: a temporary folder)")
+    options = parse(made)
+    if options.folder is not None and not options.folder.is_dir():
+        made.error(f"{options.folder} is no folder")
+    if options.quick:
+        options.model, options.keeps, options.repeats = "tiny", "0.3,0.01", min(options.repeats, 3)
+    if options.child:
+        print(json.dumps(child(options, float(options.child))))
+        return
+    results = [measure(keep) for keep in options.keeps.split(",")]
+    about = f"`bench_delta.py`: model {options.model}, random entries of every tensor moved, {options.repeats} repeats."
+    report("delta", options, text(results), results, about)
 
 
 if __name__ == "__main__":

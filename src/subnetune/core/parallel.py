@@ -18,7 +18,8 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
 
     It pays where the interpreter's lock is free for most of a call, as in hashing, numpy and file access. The function
     must not depend on the calling thread in any other way than its inference mode, so it is for tensors on the CPU
-    (streams belong to threads) that are whole (shards are gathered in one order on all ranks). What the first failing
+    (streams belong to threads) that are whole (shards are gathered in one order on all ranks). Operations that torch
+    itself would split are better left to numpy there: each thread would start as many again. What the first failing
     item raises is raised once no call is running any more.
     """
     every = list(items)

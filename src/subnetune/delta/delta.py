@@ -247,8 +247,10 @@ def _changed(name: str, before: Tensor | None, after: Tensor, base: str) -> tupl
     if fingerprint_of(before) != base:
         raise CheckpointError(f"the base values given for {name!r} are not those of the base's fingerprint")
     after = after.cpu()
-    moved = bits_of(before) != bits_of(after)
-    return (pack_entries(tuple(after.shape), moved, after, base), fingerprint_of(after)) if bool(moved.any()) else None
+    moved = np.not_equal(bits_of(before).numpy(), bits_of(after).numpy())
+    if not moved.any():
+        return None
+    return pack_entries(tuple(after.shape), torch.from_numpy(moved), after, base), fingerprint_of(after)
 
 
 def _same_kind(name: str, before: Tensor, after: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ from subnetune.delta.delta import FORMAT_VERSION, Delta, DeltaInfo, Entries, Who
 FILE_NAME = "delta.safetensors"  # in a run directory
 _KEY = "subnetune"
 _HEX = frozenset("0123456789abcdef")
-_PIECE = 1 << 15  # values at a time: they fit into the cache, and torch starts no threads for so few
+_SMALL = 1 << 20  # bytes that are hashed sooner than threads are started
+_PIECE = 1 << 14  # values at a time: they fit into the cache, and torch starts no threads for so few
 
 
 def save(delta: Delta, path: Path, *, allow_nonfinite: bool = False) -> None:
@@ -128,7 +129,8 @@ def _payload(delta: Delta) -> dict[str, Tensor]:
 
 
 def _digests(payload: Mapping[str, Tensor]) -> dict[str, str]:
-    return dict(zip(payload, each(_sha256, payload.values()), strict=True))
+    small = sum(tensor.numel() * tensor.element_size() for tensor in payload.values()) < _SMALL
+    return dict(zip(payload, (map if small else each)(_sha256, payload.values()), strict=True))
 
 
 def _sha256(tensor: Tensor) -> str:

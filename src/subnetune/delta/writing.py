@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,17 +57,40 @@ def _places(write: Write) -> Iterator[tuple[Tensor, slice]]:
     assert write.where is not None
     if write.where.moved != write.values.numel():
         raise CheckpointError(f"{write.name!r} has {write.values.numel()} values for {write.where.moved} positions")
+    if write.where.entries != write.target.numel():
+        raise CheckpointError(f"{write.name!r} has {write.target.numel()} entries, its index {write.where.entries}")
     start = 0
     for positions in write.where.pieces():
         yield positions.to(write.target.device), slice(start, start + positions.numel())
         start += positions.numel()
 
 
+def _gather(flat: Tensor, positions: Tensor, out: Tensor) -> None:
+    """out = flat[positions], for integers on one device."""
+    if flat.device.type == "cpu":  # "clip": numpy would copy the output to check before; the index was checked
+        np.take(flat.numpy(), positions.numpy(), out=out.numpy(), mode="clip")
+    else:
+        torch.index_select(flat, 0, positions, out=out)
+
+
+def _scatter(flat: Tensor, positions: Tensor, values: Tensor) -> None:
+    """flat[positions] = values, for integers; the values may be on another device."""
+    if flat.device.type == "cpu":
+        flat.numpy()[positions.numpy()] = values.cpu().numpy()
+    else:
+        flat.scatter_(0, positions, values.to(flat.device))
+
+
 def _holds(write: Write) -> bool:
     if write.where is None:
         return equal_bits(write.target, write.values)
     there, values = bits_of(write.target), bits_of(write.values)
-    return all(equal_bits(there.index_select(0, positions), values[part]) for positions, part in _places(write))
+    read = torch.empty_like(values, device=there.device)
+    for positions, part in _places(write):
+        _gather(there, positions, read[part])
+        if not equal_bits(read[part], values[part]):
+            return False
+    return True
 
 
 @final
@@ -100,10 +124,10 @@ class _Exchange:
         flat, new, old = bits_of(whole), bits_of(values), bits_of(self.old)
         for positions, part in _places(self._write):
             if save:
-                torch.index_select(flat, 0, positions, out=old[part])
+                _gather(flat, positions, old[part])
                 self._saved = part.stop
             elif part.start >= self._saved:
                 break
-            flat.scatter_(0, positions, new[part].to(flat.device))
+            _scatter(flat, positions, new[part])
         if whole is not target:
             target.copy_(whole)

@@ -16,6 +16,7 @@ from delta_cases import bits, case, net, tune, values_of
 from subnetune.core.errors import CheckpointError
 from subnetune.core.fingerprint import Fingerprint
 from subnetune.delta import Delta, codec
+from subnetune.delta import format as form
 from subnetune.delta.codec import Index
 
 
@@ -58,13 +59,25 @@ def test_values_that_are_not_as_many_as_their_positions_are_refused_before_they_
     assert bits(base) == before
 
 
+def test_an_index_of_another_number_of_entries_is_refused_before_anything_is_written() -> None:
+    base, _, delta = case()
+    before = bits(base)
+    name, part = sorted(delta.entries.items())[-1]
+    longer = replace(part.index, entries=part.index.entries + 8)  # its positions are all in range still
+    broken = replace(delta, entries={**delta.entries, name: replace(part, index=longer)})
+    with pytest.raises(CheckpointError, match=f"{name}.* its index {longer.entries}"):
+        broken.apply(base)
+    assert bits(base) == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_several_threads_write_what_one_does(dtype: torch.dtype, threads, tmp_path: Path) -> None:
+def test_several_threads_write_what_one_does(dtype: torch.dtype, threads, tmp_path: Path, monkeypatch) -> None:
     written = {}
     for count in (1, 3):
         threads(count)
         base, tuned, delta = case(dtype=dtype)
         before = bits(base)
+        monkeypatch.setattr(form, "_SMALL", 0)
         delta.save(tmp_path / str(count))
         with torch.inference_mode():  # a mode that belongs to a thread
             handle = Delta.load(tmp_path / str(count)).apply(base)
