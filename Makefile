@@ -5,7 +5,8 @@
 #   make test-all    the slow ones as well
 #   make check       formatting, lint, types
 #   make docs        the documentation, into docs/_build/html
-#   make bench       the benchmarks
+#   make bench       the benchmarks: tables into docs/performance.md, figures into docs/benchmarks (hours)
+#   make bench-quick each of them for a few seconds, to see that they run
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,9 +15,11 @@ READY := $(VENV)/.ready
 # Two processes with one thread each are faster than one process with two threads on these small models.
 WORKERS ?= 2
 TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS)
-BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
+# Those that write a block of docs/performance.md; bench_methods.py writes more than that.
+SUITES = $(filter-out benchmarks/bench_methods.py,$(sort $(wildcard benchmarks/bench_*.py)))
+DEVICE ?= cpu
 
-.PHONY: setup demo test test-all check format docs bench clean
+.PHONY: setup demo test test-all check format docs bench bench-quick clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -53,9 +56,15 @@ docs: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# DEVICE=cuda runs the suites that have a GPU side, into blocks and files of their own.
 bench: $(READY)
-	@test -n "$(BENCHMARKS)" || { echo "no benchmarks/bench_*.py here" >&2; exit 2; }
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for file in $(SUITES); do \
+		if [ $(DEVICE) = cpu ]; then device=; elif grep -q 'device=False' $$file; then continue; else device="--device $(DEVICE)"; fi; \
+		echo "== $$file"; $(BIN)/python $$file $$device --write-docs; done
+	@if [ $(DEVICE) = cpu ]; then echo "== benchmarks/bench_methods.py"; $(BIN)/python benchmarks/bench_methods.py; fi
+
+bench-quick: $(READY)
+	@set -e; for file in $(SUITES); do echo "== $$file"; $(BIN)/python $$file --quick; done
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

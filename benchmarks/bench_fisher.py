@@ -1,26 +1,23 @@
 """Time of Fisher per example by hooks, beside the loop over examples and one plain forward and backward pass.
 
-    python benchmarks/bench_fisher.py --batch 16 --length 64 --repeats 7 --output fisher.json
-    python benchmarks/bench_fisher.py --bert-base --repeats 3
+    python benchmarks/bench_fisher.py --write-docs
+    python benchmarks/bench_fisher.py --models bert-base --repeats 3
 
 All three ways take one batch, in turn, in one process with the same threads; every parameter is selected. A plain pass
 is a forward and a backward pass over the batch in evaluation mode, the gradients thrown away. The packaged encoder
-serves where it is installed, else (or with --bert-base, of 110 million parameters) a model with random weights. The
-first round is not counted: in it an example is scored both ways, as once in every score.
+serves where it is installed, else (or as bert-base, of 110 million parameters) a model with random weights. The first
+round is not counted: in it an example is scored both ways, as once in every score.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from harness import Way, interleave, measure, parse, parser, report, row, shown, table
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 OURS, LOOP, PLAIN = "hooks", "loop over examples", "plain forward + backward"
@@ -92,65 +89,44 @@ def void(_: object) -> None:
     """Forget a result."""
 
 
-def timed(way: Callable[[], None], device: str) -> float:
-    """Return the seconds of one call, its work on the device included."""
-    import torch
-
-    start = time.perf_counter()
-    way()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def child(options: Any) -> dict[str, Any]:
+    """Time the three ways on one model; return a row for each, and how far the scores of hooks and loop are apart."""
+    name, model = make_model(options.child == "bert-base")
+    batch = make_batch(model.to(options.device), options.batch, options.length, options.device)
+    ways, difference = make_ways(model, batch)
+    apart = difference()
+    samples = interleave([Way(way, run) for way, run in ways.items()], options.repeats, 1, options.device)
+    return {"model": name, "rows": [row(w, s, samples[PLAIN]) for w, s in samples.items()], "difference": apart}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bert-base", action="store_true", help="random weights in BERT-base shapes")
-    parser.add_argument("--batch", type=int, default=16, help="examples of a batch (default 16)")
-    parser.add_argument("--length", type=int, default=64, help="tokens of an example (default 64)")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each way (default 7)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (default 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
-    options = parser.parse_args()
-    if min(options.batch, options.repeats, options.threads) < 1 or options.batch < 2 or options.length < 4:
-        parser.error("at least 2 examples of 4 tokens, 1 repeat, 1 thread")
-    import torch
-
-    torch.set_num_threads(options.threads)
-    name, model = make_model(options.bert_base)
-    model = model.to(options.device)
-    batch = make_batch(model, options.batch, options.length, options.device)
-    ways, difference = make_ways(model, batch)
-    apart = difference()
-    runs: dict[str, list[float]] = {way: [] for way in ways}
-    for repeat in range(options.repeats + 1):
-        for way, run in ways.items():
-            seconds = timed(run, options.device)
-            if repeat:  # the first round warms up
-                runs[way].append(seconds)
-    medians = {way: statistics.median(seconds) for way, seconds in runs.items()}
-    print(
-        f"{name}, {options.batch} x {options.length} tokens, {options.threads} threads, {options.device}, medians of "
-        f"{options.repeats} interleaved runs"
+    """Measure every model, print the tables, write JSON and docs where asked."""
+    made = parser(__doc__, repeats=20)
+    made.add_argument("--models", default="minilm,bert-base", help="separated by commas; default: both")
+    made.add_argument("--batch", type=int, default=16, help="examples of a batch (default 16)")
+    made.add_argument("--length", type=int, default=64, help="tokens of an example (default 64)")
+    options = parse(made)
+    if options.batch < 2 or options.length < 4:
+        made.error("at least 2 examples of 4 tokens")
+    if unknown := set(options.models.split(",")) - {"minilm", "bert-base"}:
+        made.error(f"no such model: {sorted(unknown)[0]}; models are minilm and bert-base")
+    if options.quick:
+        options.models, options.batch, options.length, options.repeats = "minilm", 2, 8, 2
+    if options.child:
+        print(json.dumps(child(options)))
+        return
+    results = [measure(model) for model in options.models.split(",")]
+    columns = {"way": "name", "ratio to a plain pass (95 %)": shown, "ms": lambda one: f"{1e3 * one['seconds']:.0f}"}
+    parts = [
+        f"**{one['model']}**; a tensor's scores by hooks and by the loop differ by at most {one['difference']:.1e} of "
+        f"their norm.\n\n{table(one['rows'], columns)}"
+        for one in results
+    ]
+    about = (
+        f"`python benchmarks/bench_fisher.py --repeats {options.repeats}`: {options.batch} examples of "
+        f"{options.length} tokens, every parameter selected."
     )
-    print(f"{'':26}{'seconds':>9}{'of plain':>10}")
-    for way, seconds in medians.items():
-        print(f"{way:26}{seconds:9.3f}{seconds / medians[PLAIN]:10.2f}")
-    print(f"largest relative difference between hooks and loop, of a tensor's scores: {apart:.1e}")
-    if options.output:
-        settings = {key: getattr(options, key) for key in ("batch", "length", "repeats", "threads", "device")}
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        report = {
-            "model": name,
-            "settings": settings,
-            "machine": {**machine, "torch": torch.__version__},
-            "medians": medians,
-            "ratios": {way: seconds / medians[PLAIN] for way, seconds in medians.items()},
-            "difference": apart,
-            "runs": runs,
-        }
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    report("fisher", options, "\n\n".join(parts), results, about)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time and peak memory of `keep_top` beside the releases' concatenate-and-percentile and numpy's partition.
 
-    python benchmarks/bench_selection.py --entries 300000000 --keep 0.3 --repeats 3 --output selection.json
+    python benchmarks/bench_selection.py --write-docs
+    python benchmarks/bench_selection.py --entries 30000000 --repeats 15
 
 Every measurement runs in its own process, the ways in turn, so that neither the heap nor a busy moment of the machine
 favours one. Memory is the peak of resident memory during the call above that before it (the scores lie there already);
@@ -10,19 +11,17 @@ the seconds of processor time (all threads together). Reads /proc, so it runs on
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-MIB = 2**20
+from harness import Ratio, measure, paired, parse, parser, report, table
+from machine import MIB, status
+
 LARGEST = 12_500_000  # entries of one tensor; a large embedding has about twice as many
 
 
@@ -72,27 +71,20 @@ def compare(scores: dict[str, Any], threshold: float) -> tuple[int, int]:
     return sum(int(mask.sum()) for mask in masks.values()), sum(mask.numel() for mask in masks.values())
 
 
+OURS, PERCENTILE, PARTITION = "keep_top", "numpy percentile", "numpy partition"
+FASTER = {PERCENTILE: 5.0, PARTITION: 2.0}  # how many times faster `keep_top` is wanted to be
 WAYS: dict[str, Callable[[dict[str, Any], float], tuple[int, int]]] = {
-    "keep_top": ours,
-    "numpy percentile": percentile,
-    "numpy partition": partition,
+    OURS: ours,
+    PERCENTILE: percentile,
+    PARTITION: partition,
 }
 MARKS: dict[str, float] = {}
 
 
-def status(field: str) -> float:
-    """Return a size in bytes from this process's status: VmRSS (now) or VmHWM (peak)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}: this benchmark needs Linux")
-
-
-def measure(way: str, entries: int, keep: float, threads: int) -> dict[str, float]:
+def child(way: str, entries: int, keep: float) -> dict[str, float]:
     """Run one way in this process and return its seconds, peak bytes and how many entries it selected."""
     import torch
 
-    torch.set_num_threads(threads)
     WAYS[way]({"warm": torch.rand(3_000_000)}, keep)  # imports and thread pools are no part of the question
     scores = make_scores(entries)
     before = status("VmRSS")
@@ -108,53 +100,57 @@ def measure(way: str, entries: int, keep: float, threads: int) -> dict[str, floa
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, default=300_000_000, help="number of scores (default 300 million)")
-    parser.add_argument("--keep", type=float, default=0.3, help="fraction to select (default 0.3)")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way (default 3)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="torch threads (default 2)")
-    parser.add_argument("--output", type=Path, help="write all measurements to this JSON file")
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.entries < 1 or options.repeats < 1 or options.threads < 1 or not 0 < options.keep <= 1:
-        parser.error("entries, repeats and threads must be at least 1, keep in (0, 1]")
-    if options.measure:
-        print(json.dumps(measure(options.measure, options.entries, options.keep, options.threads)))
-        return
-
+def sized(entries: int, keep: float, repeats: int) -> list[dict[str, Any]]:
+    """Return a row for each way: medians, and how many times faster than it `keep_top` is."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(options.repeats):
+    for _ in range(repeats):
         for way in WAYS:
-            command = [sys.executable, __file__, "--measure", way, "--entries", str(options.entries)]
-            command += ["--keep", str(options.keep), "--threads", str(options.threads)]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{way} failed with status {done.returncode}:\n{done.stderr}")
-            runs[way].append(json.loads(done.stdout))
+            runs[way].append(measure(f"{way}/{entries}", {"OMP_NUM_THREADS": str(os.cpu_count())}))
+    ours = [run["seconds"] for run in runs[OURS]]
+    rows = []
+    for way, of in runs.items():
+        faster = paired([run["seconds"] for run in of], ours)
+        medians = {key: median(run[key] for run in of) for key in of[0]}
+        rows.append({"name": way, "entries": entries, "keep": keep, **medians, **faster._asdict()})
+    return rows
 
-    medians = {way: {key: statistics.median(run[key] for run in of) for key in of[0]} for way, of in runs.items()}
-    print(
-        f"{options.entries:,} float32 scores, keep {options.keep}, {options.threads} threads, "
-        f"medians of {options.repeats} interleaved runs"
-    )
-    print(f"{'':18}{'seconds':>9}{'of processor':>14}{'peak MiB':>10}{'beyond the mask':>17}{'selected':>14}")
-    for way, row in medians.items():
-        beyond = (row["peak_bytes"] - row["mask_bytes"]) / MIB
-        peak = row["peak_bytes"] / MIB
-        print(
-            f"{way:18}{row['seconds']:9.2f}{row['processor_seconds']:14.2f}{peak:10.0f}{beyond:17.0f}{int(row['selected']):14,}"
-        )
-    if options.output:
-        import numpy
-        import torch
 
-        settings = {key: getattr(options, key) for key in ("entries", "keep", "repeats", "threads")}
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-        versions = {"torch": torch.__version__, "numpy": numpy.__version__}
-        report = {"settings": settings, "machine": {**machine, **versions}, "medians": medians, "runs": runs}
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+def shown(one: dict[str, Any]) -> str:
+    """Return how many times `keep_top` is faster, and the least that is wanted."""
+    if one["name"] == OURS:
+        return ""
+    ratio, least = Ratio(one["median"], one["low"], one["high"], one["pairs"]), FASTER[one["name"]]
+    return f"{ratio}, wanted {least:g}{'' if one['median'] >= least else ' (missed)'}"
+
+
+def main() -> None:
+    """Measure, print the table, write JSON and docs where asked."""
+    made = parser(__doc__, repeats=5, device=False)
+    made.add_argument("--entries", type=int, help="number of scores (default: 300 million, and 30 million more often)")
+    made.add_argument("--keep", type=float, default=0.3, help="fraction to select (default 0.3)")
+    options = parse(made)
+    if (options.entries is not None and options.entries < 1) or not 0 < options.keep <= 1:
+        made.error("entries must be at least 1, keep in (0, 1]")
+    if options.child:
+        way, _, entries = options.child.partition("/")
+        print(json.dumps(child(way, int(entries), options.keep)))
+        return
+    sizes = {300_000_000: options.repeats, 30_000_000: 3 * options.repeats}
+    if options.entries or options.quick:
+        sizes = {options.entries or 3_000_000: min(options.repeats, 2) if options.quick else options.repeats}
+    rows = [one for entries, repeats in sizes.items() for one in sized(entries, options.keep, repeats)]
+    columns = {
+        "way": "name",
+        "scores": lambda one: f"{one['entries']:,}",
+        "seconds": lambda one: f"{one['seconds']:.2f}",
+        "processor seconds": lambda one: f"{one['processor_seconds']:.2f}",
+        "MiB beyond scores and mask": lambda one: f"{(one['peak_bytes'] - one['mask_bytes']) / MIB:.0f}",
+        "entries selected": lambda one: f"{one['selected']:,.0f}",
+        "keep_top is faster by (95 %)": shown,
+        "runs": "pairs",
+    }
+    about = f"`python benchmarks/bench_selection.py --keep {options.keep} --repeats {options.repeats}`: float32 scores."
+    report("selection", options, table(rows, columns), rows, about)
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
         made.error("threads and repeats must be at least 1")
     if options.quick and options.write_docs:
         made.error("--quick is a smoke run: its figures do not go into the docs")
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(options.threads)  # its children's
     if options.child:
         import torch
 
@@ -180,10 +181,10 @@ def measure(what: str, extra: Mapping[str, str] | None = None, arguments: Sequen
 def report(name: str, options: argparse.Namespace, text: str, results: Any, about: str) -> None:
     """Print `text` (Markdown); write `results` with settings and machine as JSON, and the docs' block, where asked.
 
-    On a GPU the block and the file have a name of their own.
+    On a GPU the block, made behind that of the CPU, and the file have a name of their own.
     """
     device = getattr(options, "device", "cpu")
-    name = name if device == "cpu" else f"{name}-{device}"
+    suite, name = name, name if device == "cpu" else f"{name}-{device}"
     skipped = ("output", "write_docs", "child", "quick")
     settings = {key: value for key, value in vars(options).items() if key not in skipped and value is not None}
     machine = environment(options.threads, device)
@@ -195,7 +196,7 @@ def report(name: str, options: argparse.Namespace, text: str, results: Any, abou
     if options.write_docs:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.json").write_text(written, "utf-8")
-        write_block(PAGE, name, whole)
+        write_block(PAGE, name, whole, after=suite)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Mapping[str, Any]], object]]) -> str:
@@ -219,14 +220,23 @@ def goal(one: Mapping[str, Any]) -> str:
     return f"{one['target']:.2f}" + ("" if one["median"] <= one["target"] else " (missed)")
 
 
-def write_block(page: Path, name: str, text: str) -> None:
+def write_block(page: Path, name: str, text: str, after: str | None = None) -> None:
     """Put `text` between the marks of the block `name` of a Markdown page.
 
-    Raises SystemExit where the page has no such block, or more than one.
+    A block that is not there is made behind the block `after`, where one is named. Raises SystemExit where the page has
+    no such block, or more than one.
     """
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    begin, end = marks(name)
     before = page.read_text("utf-8")
+    if after is not None and begin not in before:
+        known = marks(after)[1]
+        before = before.replace(known, f"{known}\n\n{begin}\n{end}", 1)
     if before.count(begin) != 1 or before.count(end) != 1 or before.index(begin) > before.index(end):
         raise SystemExit(f"{page.name} needs the marks {begin} and {end}, once each, in this order")
     head, _, rest = before.partition(begin)
     page.write_text(f"{head}{begin}\n{text.strip()}\n{end}{rest.partition(end)[2]}", "utf-8")
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the comments around the block `name`."""
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
