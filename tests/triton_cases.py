@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from subnetune.core.errors import UsageError
 from subnetune.core.hashing import hash_range, keys
 from subnetune.core.masks import pack
-from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, gpu_jobs
 from subnetune.engine.kernels.gpu import GpuKernels, refusal
 from subnetune.engine.kernels.gpu_products import selected_products
 from subnetune.engine.kernels.plain import PlainKernels
@@ -121,6 +122,17 @@ def adamw_under_a_hashed_mask(device: str) -> None:
                 assert int((found != before).sum()) > 300
 
 
+def a_limit_above_every_hash_selects_all(device: str) -> None:
+    size = 1500
+    gradient = numbers(21, size, scale=1e-2).to(device)
+    weights = [numbers(1, size).to(device) for _ in range(2)]
+    moments = [Moments(torch.zeros(size, device=device), torch.zeros(size, device=device)) for _ in range(2)]
+    GpuKernels().adamw(weights[0], gradient, moments[0], rates_of(device))
+    every = Hashed(1, 2, 2**31, 0)
+    GpuKernels().adamw_hashed(weights[1], gradient, moments[1], rates_of(device), every, TREATMENTS[2])
+    assert same_bits(*weights)
+
+
 def adamw_under_a_bitmask(device: str) -> None:
     for size in (1, 7, 1000, 1024, 2051):
         for treatment in TREATMENTS:
@@ -166,10 +178,11 @@ def adamw_packed_at_set_bits(device: str) -> None:
 
 
 def many_tensors_at_once(device: str) -> None:
-    shared = [rates_of(device), rates_of(device, 0.4, False)]
+    shared = [rates_of(device), rates_of(device, 0.8)._replace(factor=0.25, lr=2e-3)]
     kinds: list[tuple[int, float, str]] = [
-        (1, 1.0, "bits"), (5000, 0.004, "index"), (4096, 0.3, "bits"), (0, 1.0, "all"), (1300, 1.0, "all"),
-        (33, 0.5, "masked"), (2048, 0.5, "hashed"), (1040, 0.5, "hashed"), (3000, 0.0, "index"), (20, 1.0, "all"),
+        (1, 1.0, "bits"), (9000, 0.3, "bits"), (4097, 0.3, "bits"), (41_000, 0.027, "index"), (5001, 0.004, "index"),
+        (0, 1.0, "all"), (2100, 1.0, "all"), (1300, 1.0, "all"), (1100, 0.5, "masked"), (33, 0.5, "masked"),
+        (2048, 0.5, "hashed"), (1040, 0.5, "hashed"), (1042, 0.5, "hashed"), (3000, 0.0, "index"), (20, 1.0, "all"),
     ]  # fmt: skip
     jobs: dict[str, list[Job]] = {}
     for kernels in (PlainKernels(), GpuKernels()):
@@ -192,8 +205,11 @@ def many_tensors_at_once(device: str) -> None:
                     TREATMENTS[2],
                 )
             )
-        kernels.adamw_all(made)
+        with mock.patch.object(gpu_jobs, "launch", wraps=gpu_jobs.launch) as launch:
+            kernels.adamw_all(made)
         jobs[kernels.name] = made
+    # One a kind; the hashed tensors whose sizes are multiples of 16 are a kind of their own.
+    assert launch.call_count == 6
     for i, (plain, found) in enumerate(zip(jobs["torch"], jobs["triton"], strict=True)):
         check_ulp(found.weights.view(-1), plain.weights.view(-1), numbers(i, found.weights.numel()).to(device))
         for left, right in zip(found.moments, plain.moments, strict=True):
@@ -313,6 +329,7 @@ def the_probe_finds_no_fault(device: str) -> None:
 CASES: tuple[Callable[[str], None], ...] = (
     adamw_of_every_entry,
     adamw_under_a_hashed_mask,
+    a_limit_above_every_hash_selects_all,
     adamw_under_a_bitmask,
     adamw_packed_at_an_index,
     adamw_packed_at_set_bits,
