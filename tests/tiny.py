@@ -93,4 +93,8 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     """Return the names whose bits differ."""
-    return [n for n in a if a[n].dtype != b[n].dtype or not torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8))]
+    return [n for n in a if a[n].dtype != b[n].dtype or not torch.equal(*(_as_bytes(x[n]) for x in (a, b)))]
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.unsqueeze(-1).contiguous().view(torch.uint8)  # a scalar has no last dimension to split

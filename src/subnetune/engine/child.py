@@ -47,7 +47,7 @@ class Child:
         self._bound = bound
         self.selected = frozenset(bound.selected())
         self.names = tuple(bound.trained())
-        self._static = host.recipe.selector is not None and host.recipe.selector.static
+        self.static = host.recipe.selector is not None and host.recipe.selector.static
         self._places: dict[str, tuple[tuple[int, ...], Place | None]] = {}  # by name: the local shape, and the place
 
     def parameter(self, name: str) -> Tensor:
@@ -65,7 +65,7 @@ class Child:
         """
         if name not in self.selected:
             return None
-        if not self._static:
+        if not self.static:
             return None if live is None or live.mask is None else place_of(live.mask, name, local)
         shape = tuple(local.shape)
         known = self._places.get(name)

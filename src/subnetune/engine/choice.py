@@ -29,6 +29,8 @@ PrecisionName: TypeAlias = Literal["same", "master", "stochastic"]
 ENGINES = ("auto", "reference", "packed", "fused")
 SMALL = 1 << 20  # entries: below, a step takes well under a millisecond in any engine
 
+_NOT_FUSED = ("amsgrad", "maximize", "capturable", "differentiable")
+
 
 class Choice(NamedTuple):
     """An engine by name, and why it is this one."""
@@ -112,6 +114,9 @@ def make_engine(
     if choice.name == "packed":
         served: ServedOptimizer = PackedOptimizer(optimizer, child, hyper, _divisor(recipe, child), precision)
     elif choice.name == "fused":
+        extra = next((name for name in _NOT_FUSED for group in groups if group.get(name)), None)
+        if extra is not None:
+            raise UsageError(f'a group asks for {extra}, which the fused engine has not: use engine="reference"')
         served = FusedAdamW(optimizer, child, treated(recipe))
     else:
         return ReferenceEngine(child.host, optimizer, str(choice))
@@ -146,7 +151,7 @@ def not_fused(recipe: Recipe, cls: Any, hyper: Mapping[str, Any], trained: Mappi
     """Return why the fused engine cannot serve, or None where it can."""
     if cls is not torch.optim.AdamW:
         return f"it is AdamW, the optimizer is {getattr(cls, '__name__', cls)}"
-    extra = [name for name in ("amsgrad", "maximize", "capturable", "differentiable") if hyper.get(name)]
+    extra = [name for name in _NOT_FUSED if hyper.get(name)]
     if extra:
         return f"it has no {extra[0]}"
     watching = recipe.selector is not None and type(recipe.selector).observe is not Selector.observe

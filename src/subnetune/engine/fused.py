@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from subnetune.core.errors import CheckpointError
 from subnetune.core.hashing import keys, threshold
 from subnetune.core.types import Live, placement
 from subnetune.engine.child import Child, flat, mask_bits
@@ -122,6 +123,14 @@ class FusedAdamW(ServedOptimizer):
             name: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
             for name, s in self._states.items()
         }
+
+    def check_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise CheckpointError where a state is not that of AdamW."""
+        for name, state in states.items():
+            if set(state) != {"step", *_MOMENTS}:
+                raise CheckpointError(
+                    f"the state of {name!r} holds {sorted(state)}, wanted {['step', *_MOMENTS]}: it is damaged"
+                )
 
     def put_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over copies of these states."""

@@ -15,10 +15,12 @@ from torch.optim import Optimizer
 
 from subnetune.engine.child import Child
 from subnetune.engine.kernels import kernels_for
+from subnetune.engine.named import MASTER
 from subnetune.engine.norms import packed
 from subnetune.engine.place import Place
 from subnetune.engine.precision import Precision
 from subnetune.engine.served import ServedOptimizer, check_same_shape
+from subnetune.engine.tails import Tail
 
 # Every update of these is a function of one entry's own numbers; tests/unit/engine compares each with dense training.
 ELEMENT_WISE = (
@@ -34,9 +36,7 @@ ELEMENT_WISE = (
     torch.optim.ASGD,
     torch.optim.Rprop,
 )
-_LANES = 16  # fused kernels round the last n mod 16 entries otherwise: leaves are padded so that they have none
 _OWN = ("params", "param_names")
-_MASTER = "master"  # where a state holds the float32 copy
 
 
 class PackedOptimizer(ServedOptimizer):
@@ -58,6 +58,7 @@ class PackedOptimizer(ServedOptimizer):
         self._hyper = dict(hyper)
         self._divisor, self._precision = divisor, precision
         self._leaves: dict[str, nn.Parameter] = {}
+        self._tails: dict[str, Tail | None] = {}  # how the entries lie in each; None where a leaf has a tensor's shape
         self._shapes: dict[str, tuple[int, ...]] = {}  # the local shape that a leaf was made for
         self._inner: Optimizer | None = None
 
@@ -89,9 +90,12 @@ class PackedOptimizer(ServedOptimizer):
             self._precision.read(values, packed(local.detach(), place).view(values.shape))
         elif place is not None:
             kernels_for(local.device.type).gather(_storage(local), place, values)
-        grad = torch.zeros_like(leaf)
+        grad = torch.empty_like(leaf)
         dense = place is not None and gradient.numel() == place.size
         _entries(grad, place).copy_(packed(gradient, place) if dense else gradient)
+        if (tail := self._tails[name]) is not None:
+            tail.spread(leaf.detach())
+            tail.spread(grad)
         leaf.grad = self._scaled(grad, name)
         return True
 
@@ -101,7 +105,10 @@ class PackedOptimizer(ServedOptimizer):
         place = self.child.place(name, local)
         if self._shares(local, place):
             return
-        values = _entries(self._leaves[name].detach(), place)
+        leaf = self._leaves[name].detach()
+        if (tail := self._tails[name]) is not None:
+            tail.collect(leaf)
+        values = _entries(leaf, place)
         if self._precision.converts(local):
             values = self._precision.rounded(values, name, local, place, self.child.host.live(self).step.index)
         if place is None:
@@ -131,14 +138,16 @@ class PackedOptimizer(ServedOptimizer):
             ):
                 check_same_shape(name, self._shapes[name], shape)
             if self._shapes.get(name) != shape:
-                self._leaves[name] = nn.Parameter(self._empty_leaf(local, self.child.place(name, local)))
+                place = self.child.place(name, local)
+                self._tails[name] = None if place is None else Tail.of(place)
+                self._leaves[name] = nn.Parameter(self._empty_leaf(local, self._tails[name]))
                 self._shapes[name] = shape
                 self._inner = None
 
-    def _empty_leaf(self, local: Tensor, place: Place | None) -> Tensor:
-        if self._shares(local, place):
+    def _empty_leaf(self, local: Tensor, tail: Tail | None) -> Tensor:
+        if tail is None and not self._precision.converts(local):
             return local.detach()
-        shape = local.shape if place is None else (-(-place.count // _LANES) * _LANES,)
+        shape = local.shape if tail is None else (tail.length,)
         dtype = torch.float32 if self._precision.converts(local) else local.dtype
         return torch.zeros(shape, dtype=dtype, device=local.device)
 
@@ -156,9 +165,9 @@ class PackedOptimizer(ServedOptimizer):
 
     # -- state -------------------------------------------------------------------------------------------------------
 
-    def about(self) -> dict[str, Any]:
+    def about(self, full: bool) -> dict[str, Any]:
         """Return what must agree between a saved state and this optimizer."""
-        return {**super().about(), "precision": self._precision.kind}
+        return {**super().about(full), "precision": self._precision.kind}
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the inner optimizer's states by name, without the padding."""
@@ -167,25 +176,28 @@ class PackedOptimizer(ServedOptimizer):
         found = {}
         for name, leaf in self._leaves.items():
             if leaf in self._inner.state:
-                place = self.child.place(name, self.child.local(name))
-                found[name] = {key: _unpadded(value, place) for key, value in self._inner.state[leaf].items()}
+                tail = self._tails[name]
+                found[name] = {key: _collected(value, tail) for key, value in self._inner.state[leaf].items()}
                 if self._precision.kind == "master" and leaf.dtype != self.child.local(name).dtype:
-                    found[name][_MASTER] = _unpadded(leaf, place)
+                    found[name][MASTER] = (leaf if tail is None else leaf[: tail.count]).detach().clone()
         return found
 
     def put_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
         """Make the inner optimizer anew, and give it these states."""
         self._inner = None
+        self._leaves, self._tails, self._shapes = {}, {}, {}
+        if not states:
+            return  # accelerate loads none when it wraps, maybe before the model is sharded
         self._make_leaves()
         inner = self._synced()
         moving = {id(p) for g in inner.param_groups if g.get("fused") or g.get("capturable") for p in g["params"]}
         for name, state in states.items():
-            leaf = self._leaves[name]
-            place = self.child.place(name, self.child.local(name))
-            values = {key: _padded(value, leaf, place, id(leaf) in moving) for key, value in state.items()}
-            if _MASTER in values:
-                leaf.data.copy_(values.pop(_MASTER))
-            inner.state[leaf] = values
+            leaf, tail = self._leaves[name], self._tails[name]
+            master = state.get(MASTER)
+            if master is not None:
+                (leaf if tail is None else leaf[: tail.count]).detach().copy_(master)
+            moments = {key: value for key, value in state.items() if key != MASTER}
+            inner.state[leaf] = {k: _spread(value, leaf, tail, id(leaf) in moving) for k, value in moments.items()}
 
     def expected(self, name: str) -> tuple[int, ...]:
         """Return (count,) for a tensor with a mask, else its local shape."""
@@ -207,19 +219,24 @@ def _storage(local: Tensor) -> Tensor:
     return local.detach().view(-1)
 
 
-def _unpadded(value: Any, place: Place | None) -> Any:
+def _collected(value: Any, tail: Tail | None) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return (value if place is None or value.dim() == 0 else value[: place.count]).detach().clone()
+    copy = value.detach().clone()
+    if tail is None or value.dim() == 0:
+        return copy
+    tail.collect(copy)
+    return copy[: tail.count].clone() if tail.count < copy.numel() else copy  # saving writes whole storages
 
 
-def _padded(value: Any, leaf: Tensor, place: Place | None, moving: bool) -> Any:
+def _spread(value: Any, leaf: Tensor, tail: Tail | None, moving: bool) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.dim() == 0:  # counters stay on the CPU, unless the kernel wants them beside the weights
         return value.detach().clone().to(leaf.device if moving else "cpu")
-    if place is None:
+    if tail is None:
         return value.detach().to(leaf.device, copy=True)
-    whole = torch.zeros(leaf.shape, dtype=value.dtype, device=leaf.device)
-    whole[: place.count] = value
+    whole = torch.empty(leaf.shape, dtype=value.dtype, device=leaf.device)
+    whole[: tail.count] = value
+    tail.spread(whole)
     return whole

@@ -6,7 +6,9 @@ large as what is selected, and its state dict is keyed by parameter names.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,11 +17,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
+from subnetune.core.masks import mask_digest
 from subnetune.core.types import placement
 from subnetune.engine.child import Child
 from subnetune.engine.lean import LeanGradients
+from subnetune.engine.named import checked_state, named_groups
 from subnetune.engine.norms import check_max_norm, clip_factor, packed, total_norm
 from subnetune.engine.place import Place
+from subnetune.select.fixed import without_folder
 
 FORMAT = 1
 
@@ -37,17 +42,32 @@ class ServedOptimizer(Optimizer):
         self.kind = type(probe)
         self.child = child
         self.scale: Tensor | None = None  # what the gradients of the step to come are multiplied by, from clipping
+        self._clipped: tuple[Tensor, str, Tensor | None] | None = None  # norm before, a tensor, and its gradient
+        self._digest: str | None = None  # of a static mask
         self.lean: LeanGradients | None = None
+        self._closed = False
         self._built = False
-        super().__init__(probe.param_groups, dict(probe.defaults))
+        groups = named_groups(probe.param_groups, {name: child.parameter(name) for name in child.names})
+        super().__init__(groups, dict(probe.defaults))
         self._built = True
+
+    @property
+    def state(self) -> defaultdict[Any, Any]:
+        """Nothing: states are kept by name, see `state_dict`."""
+        return _Elsewhere(dict)
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Ignore what torch's own methods set."""
+
+    def close(self) -> None:
+        """Take no further step: the Tuning has let the model go."""
+        self._closed = True
 
     def use(self, lean: LeanGradients) -> None:
         """Read packed gradients from now on: the groups list their leaves in the place of tensors with a mask."""
         self.lean = lean
-        for group in self.param_groups:
-            pairs = zip(group["params"], group["param_names"], strict=True)
-            group["params"] = [lean.leaves.get(name, parameter) for parameter, name in pairs]
+        self._reread()
 
     # -- what the two engines do differently -------------------------------------------------------------------------
 
@@ -74,19 +94,38 @@ class ServedOptimizer(Optimizer):
         """Take a step. A closure raises UsageError: gradients would come after the mask was applied."""
         if closure is not None:
             raise UsageError("this optimizer takes no closure; compute the gradients first, then call step()")
+        if self._closed:
+            raise LifeCycleError("the Tuning of this optimizer is closed: build a new one, and its optimizer")
+        self._reread()
+        if self._outdated():
+            self.scale = None
         if self.lean is not None:
             self.lean.ready()
         self.update()
-        self.scale = None
+        self._forget()
         if self.lean is not None:  # a loop that calls `model.zero_grad()` does not reach them
             self.lean.clear()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of everything that trains, and what `clip` has asked for."""
+        self._reread()
         super().zero_grad(set_to_none)
         if self.lean is not None:
             self.lean.clear(leaves=set_to_none)
-        self.scale = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.scale = self._clipped = None
+
+    def _reread(self) -> None:
+        """List the parameters that the model holds now: sharding exchanges them."""
+        for group in self.param_groups:
+            group["params"] = [self.holder(name) for name in group["param_names"]]
+
+    def holder(self, name: str) -> Tensor:
+        """Return what carries the gradient of a tensor: the parameter, or the leaf of lean gradients."""
+        leaf = None if self.lean is None else self.lean.leaves.get(name)
+        return self.child.parameter(name) if leaf is None else leaf
 
     def slots(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Yield each name that trains with its group."""
@@ -107,6 +146,30 @@ class ServedOptimizer(Optimizer):
         check_max_norm(max_norm)
         if self.lean is not None:
             self.lean.ready()
+        found, norm = self._measured(masked)
+        if self.scale is not None and self._clipped is not None:
+            before = self._clipped[0]
+            if self._outdated() or not bool(torch.isfinite(before)):
+                self.scale = None  # of a step that was never taken
+            elif not torch.equal(before, norm):
+                raise UsageError(
+                    "the gradients changed since they were clipped: clip once, after the last backward pass of a step"
+                )
+            else:
+                self.settle()
+                found, norm = self._measured(masked)
+        scale = clip_factor(norm, max_norm)
+        if at_once:
+            for gradient in found:
+                gradient.mul_(scale)
+        elif scale.device.type != "cpu" or scale != 1.0:  # what changes no bit needs no pass over the gradients
+            self.scale = scale
+            smallest = min(self.child.names, key=self._bytes_kept, default="")
+            self._clipped = (norm, smallest, self.child.parameter(smallest).grad)
+        return norm
+
+    def _measured(self, masked: bool) -> tuple[list[Tensor], Tensor]:
+        """Return the gradients, and the norm of what is to be clipped of them."""
         live = self.child.host.live(self) if masked else None
         parts, found = [], []
         for name in self.child.names:  # the model's order, whatever the groups are: sums depend on it
@@ -117,15 +180,19 @@ class ServedOptimizer(Optimizer):
                 found.append(gradient)
                 dense = place is None or gradient.numel() == place.size
                 parts.append((local, packed(gradient, place) if dense else gradient))
-        norm = total_norm(parts)
-        norm = norm if self.scale is None else norm * self.scale
-        scale = clip_factor(norm, max_norm)
-        if at_once:
-            for gradient in found:
-                gradient.mul_(scale)
-        elif scale.device.type != "cpu" or scale != 1.0:  # what changes no bit needs no pass over the gradients
-            self.scale = scale if self.scale is None else self.scale * scale
-        return norm
+        return found, total_norm(parts)
+
+    def _bytes_kept(self, name: str) -> float:
+        gradient = self.child.parameter(name).grad
+        return math.inf if gradient is None else gradient.nbytes
+
+    def _outdated(self) -> bool:
+        # Gradients that were cleared past this optimizer, `model.zero_grad()`, and computed anew are other tensors.
+        # One of those that were clipped is kept alive, so that its place in memory is not taken by a new one.
+        if self.scale is None or self._clipped is None:
+            return False
+        _, name, gradient = self._clipped
+        return gradient is not None and self.child.parameter(name).grad is not gradient
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -137,7 +204,7 @@ class ServedOptimizer(Optimizer):
             gradient = self.gradient(name, local, None)
             if gradient is not None:
                 gradient.mul_(self.scale)
-        self.scale = None
+        self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raise UsageError: the recipe says what trains."""
@@ -162,52 +229,62 @@ class ServedOptimizer(Optimizer):
                     'gathered yet; build the optimizer with engine="reference" for torch\'s own distributed checkpoints'
                 )
         groups = [{**group, "params": list(group["param_names"])} for group in shell["param_groups"]]
-        return {**shell, "about": self.about(), "state": states, "param_groups": groups}
+        return {**shell, "about": self.about(bool(states)), "state": states, "param_groups": groups}
 
-    def about(self) -> dict[str, Any]:
-        """Return what must agree between a saved state and this optimizer."""
-        return {"format": FORMAT, "engine": self.engine, "class": self.kind.__name__}
+    def about(self, full: bool) -> dict[str, Any]:
+        """Return what must agree between a saved state and this optimizer; recipe and mask only where `full`."""
+        here = {"format": FORMAT, "engine": self.engine, "class": self.kind.__name__}
+        if full:
+            here["recipe"] = repr(without_folder(self.child.host.recipe))
+            if self._digest is None and self.child.static:
+                live = self.child.host.live()
+                self._digest = mask_digest(live.mask, live.params)
+            here["mask"] = self._digest
+        return here
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Replace states and hyper-parameters by those of `state_dict()`; nothing is cast. An empty state is fine.
 
         Raises CheckpointError, with nothing changed, for the state of another engine, optimizer class or recipe.
         """
-        states, groups = self._checked(state_dict)
+        here = self.about(bool(state_dict.get("state")))
+        states, groups = checked_state(
+            state_dict, here, [list(group["param_names"]) for group in self.param_groups], self.expected
+        )
+        self.check_states(states)
         numbers = {name: index for index, (_, name) in enumerate(self.slots())}
         numbered = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
         shell = {key: value for key, value in state_dict.items() if key != "about"}
         super().load_state_dict({**shell, "state": {}, "param_groups": numbered})
-        self.scale = None
+        self._forget()
         self.put_states(states)
 
-    def _checked(self, saved: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], list[dict[str, Any]]]:
-        about, states, groups = saved.get("about"), saved.get("state"), saved.get("param_groups")
-        if not isinstance(about, Mapping) or not isinstance(states, Mapping) or not isinstance(groups, list):
-            raise CheckpointError(
-                f"this is not the state of subnetune's {self.engine} engine; a state that torch's {self.kind.__name__} "
-                'saved continues with tuning.optimizer(..., engine="reference")'
-            )
-        for key, wanted in self.about().items():
-            if about.get(key) != wanted:
-                raise CheckpointError(
-                    f"the optimizer state was saved with {key} {about.get(key)!r}, this run has {wanted!r}: a run goes "
-                    "on with what it began with, tuning.optimizer(..., engine=...)"
-                )
-        if [list(group["params"]) for group in groups] != [list(g["param_names"]) for g in self.param_groups]:
-            raise CheckpointError("the optimizer state groups other parameters than this recipe trains")
-        unknown = sorted(set(states) - set(self.child.names))
-        if unknown:
-            raise CheckpointError(f"the optimizer state holds {unknown[0]!r}, which this recipe does not train")
-        for name, state in states.items():
-            wanted_shape = self.expected(name)
-            for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim() and tuple(value.shape) != wanted_shape:
-                    raise CheckpointError(
-                        f"the state {key!r} of {name!r} has shape {tuple(value.shape)}, wanted {wanted_shape}: it "
-                        "belongs to another mask or model"
-                    )
-        return states, groups
+    def check_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise CheckpointError where a state lacks what this engine needs."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Raise UsageError: a copy would step for the same Tuning, on the same model."""
+        raise UsageError(
+            "this optimizer belongs to its Tuning and model, and cannot be copied or pickled: keep its state_dict(), "
+            "and load it into the optimizer of another Tuning"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Raise UsageError, as pickling does."""
+        return self.__getstate__()
+
+
+class _Elsewhere(defaultdict[Any, Any]):
+    """What `state` is: empty. States are kept by name; code that wants them by parameter is told so.
+
+    torch.distributed.checkpoint asks whether it is empty, to fill it by a made-up step; that step would count.
+    """
+
+    def __bool__(self) -> bool:
+        raise CheckpointError(
+            "the states of this optimizer are kept by name, and as large as what is selected: use its state_dict(); "
+            'torch.distributed.checkpoint works with tuning.optimizer(..., engine="reference")'
+        )
 
 
 def check_same_shape(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> None:

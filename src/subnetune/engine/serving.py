@@ -68,6 +68,7 @@ class ServedEngine(ReferenceEngine):
     def remove(self) -> None:
         """Take the hooks off the optimizer and the model."""
         super().remove()
+        self.optimizer.close()
         if self.optimizer.lean is not None:
             self.optimizer.lean.close()
 
