@@ -83,7 +83,7 @@ class GpuKernels:
 def need_triton() -> None:
     """Raise UsageError where Triton is not installed."""
     if importlib.util.find_spec("triton") is None:
-        raise UsageError("the GPU kernels need Triton, which is not installed: pip install 'subnetune[fast]'")
+        raise UsageError("the GPU kernels need Triton, which is not installed: pip install triton")
 
 
 @functools.cache
