@@ -81,6 +81,24 @@ def test_fault_35_36_resume_is_bit_equal(
     same_result(result.path, whole[method])
 
 
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("child-tuning-d", {"engine": "fused"}),
+        ("child-tuning-d", {"engine": "packed", "gradients": "lean"}),
+        ("child-tuning-f", {"engine": "fused"}),
+    ],
+    ids=["d-fused", "d-lean", "f-fused"],
+)
+def test_fault_35_36_resume_is_bit_equal_in_every_engine(
+    method: str, asked: dict[str, str], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uninterrupted = run(**method_options(root, method, output=str(tmp_path / "whole"), **asked))
+    values = method_options(root, method, output=str(tmp_path / "run"), **asked)
+    stop_after(6, monkeypatch, **values)
+    same_result(run(**values, resume=True).path, uninterrupted.path)
+
+
 def test_fault_36_many_stops_are_as_good_as_none(
     root: Path, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +260,57 @@ def test_fault_34_changed_options_are_listed(stopped: dict[str, Any]) -> None:
         assert f"{name}: the run has {old}, now {new}" in message
     assert "max_length" not in message
     assert not (Path(stopped["output"]) / "metrics.json").exists()
+
+
+def test_fault_34_a_run_goes_on_with_the_engine_that_it_began_with(
+    stopped: dict[str, Any], whole: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` took packed: the model is small."""
+    with pytest.raises(CheckpointError, match="was saved by the packed engine.* take the reference: .*--engine packed"):
+        run(**stopped, engine="reference", resume=True)
+    result = run(**stopped, engine="packed", resume=True)  # by its name
+    same_result(result.path, whole["child-tuning-d"])
+    assert "engine packed: asked for" in capfd.readouterr().err
+
+
+def test_fault_34_an_engine_that_was_asked_for_is_an_option_like_any_other(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = options(root, output=str(tmp_path / "run"), engine="packed")
+    stop_after(1, monkeypatch, **values)
+    with pytest.raises(UsageError, match="engine: the run has 'packed', now 'auto'"):
+        run(**{**values, "engine": "auto"}, resume=True)
+    with pytest.raises(UsageError, match="gradients: the run has 'dense', now 'lean'"):
+        run(**values, gradients="lean", resume=True)
+
+
+def test_fault_34_another_choice_on_another_machine_is_refused_with_advice(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without compiled kernels would choose otherwise than the one that began the run."""
+    values = options(root, output=str(tmp_path / "run"), save_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("subnetune.engine.choice.SMALL", 0)
+        patch.setattr("subnetune.engine.choice._compiled", lambda device: True)
+        stop_after(4, monkeypatch, **values)
+        uninterrupted = run(**{**values, "output": str(tmp_path / "whole")})
+    told = "was saved by the fused engine.* take the packed: .*resume with --engine fused"
+    with pytest.raises(CheckpointError, match=told):
+        run(**values, resume=True)
+    same_result(run(**values, engine="fused", resume=True).path, uninterrupted.path)
+
+
+def test_fault_34_a_run_from_before_there_were_engines_goes_on_with_the_reference(
+    root: Path, whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = options(root, output=str(tmp_path / "run"))
+    stop_after(4, monkeypatch, **values, engine="reference")
+    config = tmp_path / "run" / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(x for x in lines if not x.startswith(("engine:", "precision:", "gradients:"))))
+    with pytest.raises(CheckpointError, match="was saved by the reference engine.*--engine reference"):
+        run(**values, resume=True)
+    same_result(run(**values, engine="reference", resume=True).path, whole["child-tuning-d"])
 
 
 @pytest.mark.parametrize("what", ["examples", "base model"])

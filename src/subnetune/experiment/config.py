@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from subnetune.core.errors import UsageError, nearest
 from subnetune.core.schedule_names import SCHEDULES, Schedule
+from subnetune.experiment.names import run_name
 from subnetune.experiment.piece_texts import piece_texts
 from subnetune.experiment.strict_yaml import dump_yaml, read_yaml
 
@@ -121,6 +122,19 @@ class RunConfig(BaseModel):
         None, "Largest norm of what trains; 0 turns clipping off.", "a number of at least 0", ge=0
     )
     bf16: bool = option(False, "Compute in bfloat16 where the device has it.", "true or false")
+    engine: Literal["auto", "reference", "packed", "fused"] = option(
+        "auto",
+        "What takes the optimizer's steps: auto, reference, packed or fused.",
+        "auto, reference, packed or fused",
+    )
+    precision: Literal["same", "master", "stochastic"] = option(
+        "same",
+        "How low-precision weights take up small updates: same, master or stochastic.",
+        "same, master or stochastic",
+    )
+    gradients: Literal["dense", "lean", "selected"] = option(
+        "dense", "What is kept of gradients: dense, lean or selected.", "dense, lean or selected"
+    )
     max_steps: int | None = option(None, "Stop after so many optimizer steps.", "an integer of at least 1", ge=1)
     max_train: int | None = option(
         None, "Train on so many examples, drawn by --train-seed.", "an integer of at least 1", ge=1
@@ -266,29 +280,3 @@ def build_recipe(config: RunConfig) -> Recipe:
     from subnetune.experiment.recipes import build_recipe
 
     return build_recipe(config)
-
-
-_NOT_IN_NAMES = (
-    "data_dir",
-    "output",
-    "resume",
-    "delta",
-    "eval_batch_size",
-    "threads",
-    "task",
-    "method",
-    "save_steps",
-    "dev_file",
-)
-
-
-def run_name(config: RunConfig) -> str:
-    """Name a run by its task, its method and what differs from the defaults: `rte-child-tuning-d-keep0.3-seed7`."""
-    parts = [config.task or (config.train_file.stem if config.train_file else "own"), config.method]
-    for name, value in config.model_dump(mode="json", exclude_defaults=True, exclude=set(_NOT_IN_NAMES)).items():
-        shown = ",".join(map(str, value)) if isinstance(value, list) else value
-        if isinstance(value, dict):
-            shown = ",".join(f"{key}={value[key]}" for key in sorted(value))
-        shown = Path(str(shown)).name if name in ("model", "train_file", "peft_config") else shown
-        parts.append(f"{name.rstrip('_').replace('_', '')}{shown}")
-    return "".join(c if c.isalnum() or c in "-_.,=" else "_" for c in "-".join(parts))[:150]

@@ -15,7 +15,17 @@ import torch
 from subnetune.core.errors import UsageError
 from subnetune.experiment.data import stream_seed
 
-_PACKAGES = ("subnetune", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy")
+_PACKAGES = (
+    "subnetune",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "numba",
+    "triton",
+)
 
 
 def describe_environment(device: torch.device, world: int) -> dict[str, Any]:

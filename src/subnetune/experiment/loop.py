@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,15 @@ from subnetune.experiment.parts import load_examples, load_seeded_model
 from subnetune.experiment.progress import Reporter
 from subnetune.experiment.result import RunResult
 from subnetune.experiment.rundir import RunDir, open_run
-from subnetune.experiment.saving import Progress, newest_checkpoint, pack, put_weights, unpack_model, unpack_optimizer
+from subnetune.experiment.saving import (
+    Progress,
+    check_engine,
+    newest_checkpoint,
+    pack,
+    put_weights,
+    unpack_model,
+    unpack_optimizer,
+)
 from subnetune.experiment.schedules import schedule_factor
 from subnetune.experiment.session import check_config_unchanged, dropped_items, say_dropped
 from subnetune.experiment.signals import Stopped, StopSignals, stop_signal
@@ -103,6 +111,8 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
     journal = RunJournal(run, config.save_steps, reporter, accelerator)
     recipe = build_recipe(config)
     tuning = Tuning(recipe, model, batches=batches, steps=total, seed=config.seed, new=new, journal=journal)
+    asked: dict[str, Any] = {name: getattr(config, name) for name in ("engine", "precision", "gradients")}
+    engine = tuning.engine_for(torch.optim.AdamW, {}, **asked)  # refuses here what cannot be had
     check_spread(model, len(train_set), config.batch_size, config.accumulate, total, world)
     environment = describe_environment(device, world)
     environment |= {"data": data.fingerprint(), "dropped": dropped_items(data), "base": tuning.fingerprint.base}
@@ -117,15 +127,17 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
             tuning.start()
         progress = Progress(seconds=journal.seconds)
         if main:
-            write_mask_and_environment(run, tuning, environment)
+            write_mask_and_environment(run, tuning, environment, str(engine))
     else:
         path, checkpoint = found
         check_environment(run, environment, reporter)
+        check_engine(engine, checkpoint, path)
         progress = unpack_model(tuning, checkpoint, path)
         reporter.say(f"resuming after step {tuning.index} of {total}")
         if main:
             run.cut_log(tuning.index)
-    optimizer = tuning.optimizer(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = tuning.optimizer(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, **asked)
+    reporter.say(f"engine {engine}")
     rates = [group["lr"] for group in optimizer.param_groups]  # before schedule or checkpoint change them
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_everything(config.seed, "dropout", rank)

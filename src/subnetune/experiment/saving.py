@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from subnetune.core.errors import CheckpointError
 from subnetune.core.fingerprint import named_parameters
 from subnetune.engine.binding import persistent_buffers
+from subnetune.engine.choice import Choice
 from subnetune.experiment.checkpoint import Checkpoint, abandoned, committed, discard, load_checkpoint, part
 from subnetune.experiment.environment import random_state, restore_random_state
 from subnetune.experiment.progress import Reporter
@@ -120,6 +121,17 @@ def unpack_model(tuning: Tuning, checkpoint: Checkpoint, path: Path) -> Progress
         raise CheckpointError(f"{path}: its tuning state is of step {tuning.index}, not {checkpoint.step}")
     best: dict[str, Any] = dict(part(checkpoint, "best", path)) if plain["best_step"] >= 0 else {}
     return Progress(plain["evaluations"], plain["best_step"], plain["best_value"], best, plain["seconds"])
+
+
+def check_engine(choice: Choice, checkpoint: Checkpoint, path: Path) -> None:
+    """Raise CheckpointError where the checkpoint's optimizer state is another engine's than the one chosen now."""
+    about = part(checkpoint, "optimizer", path).get("about")
+    saved = about.get("engine") if isinstance(about, Mapping) else "reference"
+    if saved != choice.name:
+        raise CheckpointError(
+            f"{path} was saved by the {saved} engine, and this process would take the {choice}. A run goes on with the "
+            f"engine that it began with: resume with --engine {saved}"
+        )
 
 
 def unpack_optimizer(optimizer: Optimizer, checkpoint: Checkpoint, path: Path, rank: int, world: int) -> None:

@@ -152,6 +152,8 @@ def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     """Raise UsageError that lists every option that differs from the run's `config.yaml` and matters for its result."""
     free = {"resume", "output", "save_steps", "data_dir", "train_file", "dev_file"}  # the data are known by hash
     before = load_config(run.config, {}).values()
+    if before["engine"] == "auto":
+        free.add("engine")  # the checkpoint knows which one that was (`check_engine`)
     now = json.loads(json.dumps(config.values()))
     changed = [
         f"{name}: the run has {before.get(name)!r}, now {now.get(name)!r}"

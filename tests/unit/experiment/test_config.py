@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from subnetune.core.errors import UsageError
-from subnetune.experiment.config import RunConfig, build_recipe, load_config, resolve, run_name
+from subnetune.experiment.config import RunConfig, build_recipe, load_config, resolve
+from subnetune.experiment.names import run_name
 from subnetune.experiment.strict_yaml import parse_mapping
 from subnetune.methods import METHODS, bitfit, child_tuning_d
 
@@ -37,6 +38,9 @@ def run(**values: object) -> RunConfig:
         *(("seed", value, "an integer from 0") for value in (-1, 2**32, 1.0, True)),
         *(("schedule", value, "linear, constant or stlr") for value in ("lineer", 1)),
         *(("policy", value, "last or best") for value in ("first",)),
+        *(("engine", value, "auto, reference, packed or fused") for value in ("quick", True)),
+        *(("precision", value, "same, master or stochastic") for value in ("bf16",)),
+        *(("gradients", value, "dense, lean or selected") for value in ("none",)),
         *(("holdout", value, "a number in (0, 1)") for value in (0, 1, 1.0, True)),
         *(("bf16", value, "true or false") for value in ("no", 1, 0)),
         *(("resume", value, "true or false") for value in ("yes",)),
@@ -210,3 +214,14 @@ def test_a_run_is_named_by_what_differs_from_the_defaults() -> None:
     named = run(method="child-tuning-d", keep=0.3, seed=7, model="a/b/bert", options={"per": "row"})
     assert run_name(named) == "rte-child-tuning-d-modelbert-keep0.3-optionsper=row-seed7"
     assert resolve(named).output == Path("runs") / run_name(named)
+
+
+def test_engines_are_called_as_in_python() -> None:
+    from subnetune.engine.choice import ENGINES
+    from subnetune.engine.lean import GRADIENTS
+    from subnetune.engine.precision import PRECISIONS
+
+    for name, values in {"engine": ENGINES, "precision": PRECISIONS, "gradients": GRADIENTS}.items():
+        field = RunConfig.model_fields[name]
+        assert get_args(field.annotation) == values
+        assert all(value in str(field.description) for value in values)

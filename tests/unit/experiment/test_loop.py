@@ -111,6 +111,7 @@ def test_the_run_directory_explains_itself(root: Path, tmp_path: Path) -> None:
     assert config.schedule is not None  # resolved
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["threads"] == 1
+    assert environment["engine"].startswith("packed: a static mask")
     assert environment["versions"]["torch"] == torch.__version__
     assert str(tmp_path) not in json.dumps(environment)
     assert [p.name for p in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step-12", "step-9"]
@@ -135,6 +136,13 @@ def test_limits_and_the_last_epoch_that_is_cut(root: Path, tmp_path: Path) -> No
     log = [json.loads(line) for line in (result.path / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "evaluation" in entry] == [5, 9]
     assert log[-2]["step"] == 9
+
+
+def test_an_engine_that_cannot_serve_is_refused_before_there_is_a_run(root: Path, tmp_path: Path) -> None:
+    values = options(root, output=str(tmp_path / "run"), method="child-tuning-f")
+    with pytest.raises(UsageError, match='engine="packed" cannot serve this run: the mask of Bernoulli changes'):
+        run(**values, engine="packed")
+    assert run(**values, max_steps=1).finished  # the folder is still free
 
 
 def test_a_dynamic_mask_leaves_no_mask_file(root: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from subnetune import (
     methods,
 )
 from subnetune.core.errors import UsageError
-from subnetune.experiment.config import RunConfig, load_config, resolve, run_name
+from subnetune.experiment.config import RunConfig, load_config, resolve
+from subnetune.experiment.names import run_name
 from subnetune.experiment.piece_texts import piece_texts, read_piece, write_piece
 from subnetune.experiment.recipes import PIECES, add_pieces, build_recipe
 from subnetune.experiment.rundir import RunDir
