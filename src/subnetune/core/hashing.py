@@ -123,8 +123,10 @@ def threshold(keep: float) -> int:
 def below(first: int, second: int, limit: int, start: int, count: int, device: torch.device | str) -> Tensor:
     """Return which of `count` entries from flat index `start` have a hash below `limit`: bool, (count,).
 
-    `first` and `second` are the `keys`; the indices must share their high word.
+    `first` and `second` are the `keys`; the indices must share their high word. A limit of 2^31 lies above every hash.
     """
+    if limit >= _WORD >> 1:
+        return torch.ones(count, dtype=torch.bool, device=device)
     out = torch.empty(count, dtype=torch.bool, device=device)
     size = _chunk(out.device)
     for low in range(0, count, size):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from subnetune.core.errors import UsageError
-from subnetune.core.hashing import HASH_VERSION, bernoulli_mask, hash_range, keys, uniform_scores
+from subnetune.core.hashing import HASH_VERSION, below, bernoulli_mask, hash_range, keys, threshold, uniform_scores
 from subnetune.core.types import Placement
 
 WORD = (1 << 32) - 1
@@ -233,3 +233,9 @@ class TestStatistics:
 
 GOLDEN_KEYS = (3078230482, 1615454177)
 GOLDEN = [2871376736, 2539601720, 2011824278, 2639969551, 277966714, 1063352760, 4030739291]
+
+
+def test_a_limit_above_every_hash_selects_everything() -> None:
+    assert bool(below(*keys(1, 2, "w"), threshold(1.0), 0, 1000, "cpu").all())
+    chosen = below(*keys(1, 2, "w"), threshold(0.3), 7, 1000, "cpu")
+    assert torch.equal(chosen, bernoulli_mask(1, 2, "w", 0.3, Placement((1007,), (7,), True), (1000,)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -133,9 +134,12 @@ def kernels_for(device_type: str) -> Kernels:
 
         return CpuKernels()
     if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from subnetune.engine.kernels.gpu import GpuKernels
+        from subnetune.engine.kernels.gpu import GpuKernels, refusal
 
-        return GpuKernels()
+        why = refusal(torch.device("cuda"))
+        if why is None:
+            return GpuKernels()
+        warnings.warn(f"{why}; updates run in plain torch, slower", stacklevel=2)
     from subnetune.engine.kernels.plain import PlainKernels
 
     return PlainKernels()
