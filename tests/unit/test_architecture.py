@@ -125,7 +125,7 @@ def test_no_module_but_the_integrations_needs_transformers_to_be_imported() -> N
         for file in FILES
         if file.relative_to(ROOT).parts[0] not in ("integrations",)
         and file.name != "__main__.py"
-        and not (file.parent.name == "kernels" and file.name.startswith("cpu"))  # compiled by numba
+        and not (file.parent.name == "kernels" and file.name.startswith(("cpu", "gpu")))  # compiled code
     ]
     heavy = ("transformers", "accelerate", "datasets", "sklearn", "scipy", "matplotlib", "peft", "numba", "triton")
     load_all = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\n"
