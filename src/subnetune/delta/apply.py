@@ -183,7 +183,7 @@ def targets(delta: Delta, model: nn.Module) -> tuple[dict[str, Tensor], dict[str
             problems.append(f"the model has no buffer {name!r}{nearest(name, own_buffers)}")
         else:
             problems += _misfits(name, own_buffers[name], tuple(tensor.shape), tensor.dtype)
-    problems += _tie_problems(delta, model)
+    problems += _tie_problems(delta, model, aliases)
     if problems:
         own = type(unwrap(model)).__name__
         raise CheckpointError(f"the delta ({delta.info.task_class}) does not fit this {own}: {'; '.join(problems)}")
@@ -203,9 +203,9 @@ def _misfits(name: str, own: Tensor, shape: tuple[int, ...], dtype: torch.dtype)
         yield f"{name!r} is {own.dtype} here and {dtype} in the delta (load the model with dtype={wanted!r})"
 
 
-def _tie_problems(delta: Delta, model: nn.Module) -> Iterator[str]:
+def _tie_problems(delta: Delta, model: nn.Module, aliases: Mapping[str, str]) -> Iterator[str]:
     """An embedding that is tied on one side only would leave its copy behind, or move it along."""
-    ends, aliases = embedding_ends(model), parameter_aliases(model)
+    ends = embedding_ends(model)
     touched = {aliases.get(name, name) for name in delta.touched}
     if ends is None or not touched & set(ends) or delta.info.tied == (ends[0] == ends[1]):
         return

@@ -58,7 +58,8 @@ class Index:
 
     def positions(self) -> Tensor:
         """Return the flat positions, int64, (moved,), ascending. Raises CheckpointError on bytes that are not valid."""
-        return torch.cat([*self.pieces(), torch.empty(0, dtype=torch.int64)])
+        pieces = [piece.numpy() for piece in self.pieces()]
+        return torch.from_numpy(np.concatenate([*pieces, np.empty(0, dtype=np.int64)]))
 
     def mask(self) -> Tensor:
         """Return the positions as a mask, bool, (entries,). Raises CheckpointError on bytes that are not valid."""
@@ -213,7 +214,7 @@ def _check_gaps(data: _Numbers, low: int, entries: int, count: int) -> tuple[_Nu
 def _decode_gaps(data: _Numbers, low: int, entries: int, count: int) -> Iterator[_Numbers]:
     """Yield the `count` ascending positions, int64, in pieces; raises CheckpointError as `_check_gaps` does."""
     unary, planes = _check_gaps(data, low, entries, count)  # from here on nothing can leave the range of int64
-    each = np.arange(_DECODED)
+    each = np.arange(min(_DECODED, count))
     start, position = 0, -1
     for byte in range(0, unary.size, _DECODED // 8):
         where = np.flatnonzero(np.unpackbits(unary[byte : byte + _DECODED // 8], bitorder="little").view(np.bool_))

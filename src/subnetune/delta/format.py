@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,8 +125,9 @@ def _values(delta: Delta) -> dict[str, Tensor]:
 
 
 def _payload(delta: Delta) -> dict[str, Tensor]:
-    parts = [entries.index.data for _, entries in sorted(delta.entries.items())]
-    return {**_values(delta), "index": torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)}
+    parts = [entries.index.data.numpy() for _, entries in sorted(delta.entries.items())]
+    index = np.concatenate([*parts, np.empty(0, dtype=np.uint8)])
+    return {**_values(delta), "index": torch.from_numpy(index)}
 
 
 def _digests(payload: Mapping[str, Tensor]) -> dict[str, str]:
