@@ -5,37 +5,55 @@ Every array is one-dimensional and contiguous. A block's packed entries go throu
 
 from __future__ import annotations
 
-from typing import Any
+from numba import float32, int32, uint16, uint32
 
-import numpy as np
-from numba import float32, int32, njit, uint8, uint16, uint32
-from numba.extending import overload
-
+from subnetune.engine.kernels.cpu_moves import (
+    SLACK,
+    TILE,
+    Array,
+    lowest,
+    part,
+    put,
+    put_ahead,
+    put_at,
+    take,
+    take_at,
+    take_both,
+    word_at,
+    write,
+)
 from subnetune.engine.kernels.cpu_vectors import (
     LANES,
-    SQUEEZES,
     choose,
     expand,
     lanes,
     less,
     load,
-    ones,
     ramp,
     root,
     spread,
-    squeeze,
     store,
     store_some,
     times_plus,
 )
 from subnetune.engine.place import BLOCK
 
-Array = np.ndarray[Any, Any]
+__all__ = [
+    "BLOCK",
+    "SLACK",
+    "Array",
+    "at_bits",
+    "dense",
+    "hashed",
+    "int32",
+    "masked",
+    "put",
+    "put_at",
+    "take",
+    "take_at",
+    "write",
+]
 ALL = uint16(0xFFFF)
-SLACK = LANES  # entries that a buffer has beyond a block: whole vectors are written to it
-
-# numpy's error model: a division by zero gives inf or NaN, as in torch, and costs no branch.
-part = njit(error_model="numpy")
 
 
 @part
@@ -64,21 +82,6 @@ def step(weight, gradient, first, second, rates):  # type: ignore[no-untyped-def
     first = times_plus(pull, gradient - first, choose(far, gradient, first))
     second = times_plus(rest * gradient, gradient, second * beta)
     return weight * decay - size * first / (root(second) / correction + eps), first, second
-
-
-@part
-def lowest(count):  # type: ignore[no-untyped-def]
-    """Return the first `count` lanes, of fewer than sixteen."""
-    return lanes(uint16((1 << count) - 1))
-
-
-@part
-def word_at(bits, position):  # type: ignore[no-untyped-def]
-    """Return the bits of vector `position` of a block; those beyond the last byte are zero."""
-    byte = 2 * position
-    if byte + 1 < bits.size:
-        return uint16(bits[byte] | (uint16(bits[byte + 1]) << 8))
-    return uint16(bits[byte])
 
 
 @part
@@ -166,88 +169,21 @@ def masked(weights, gradient, first, second, numbers, bits, zero, hold):  # type
         treated_end(weights, gradient, first, second, numbers, chosen, full * LANES, everywhere, kept, rates)
 
 
-def take(source: Array, bits: Array, out: Array) -> int:
-    """Write the selected entries of a block side by side into a buffer, and return how many they are."""
-    raise NotImplementedError("compiled only")
-
-
-@overload(take, jit_options={"error_model": "numpy"})
-def _take(source, bits, out):  # type: ignore[no-untyped-def]
-    def vectors(source, bits, out):  # type: ignore[no-untyped-def]
-        count, full = 0, source.size // LANES
-        for vector in range(full):
-            word = word_at(bits, vector)
-            store(out, count, squeeze(load(source, vector * LANES), lanes(word)))
-            count += ones(word)
-        if full * LANES < source.size:
-            word = word_at(bits, full)
-            here = lowest(source.size - full * LANES)
-            store(out, count, squeeze(expand(source, full * LANES, here), lanes(word)))
-            count += ones(word)
-        return count
-
-    def entries(source, bits, out):  # type: ignore[no-untyped-def]
-        count = 0
-        for i in range(source.size):
-            out[count] = source[i]  # written whether selected or not: no branch to guess
-            count += (bits[i >> 3] >> uint8(i & 7)) & 1
-        return count
-
-    return vectors if SQUEEZES and source.dtype is float32 else entries
-
-
-def put(values: Array, bits: Array, target: Array) -> None:
-    """Write `values` into the selected entries of a block."""
-    raise NotImplementedError("compiled only")
-
-
-@overload(put, jit_options={"error_model": "numpy"})
-def _put(values, bits, target):  # type: ignore[no-untyped-def]
-    def vectors(values, bits, target):  # type: ignore[no-untyped-def]
-        count, full = 0, target.size // LANES
-        for vector in range(full):
-            i = vector * LANES
-            word = word_at(bits, vector)
-            chosen = lanes(word)
-            store(target, i, choose(chosen, expand(values, count, chosen), load(target, i)))
-            count += ones(word)
-        if full * LANES < target.size:
-            chosen = lanes(word_at(bits, full))
-            store_some(target, full * LANES, expand(values, count, chosen), chosen)
-
-    def entries(values, bits, target):  # type: ignore[no-untyped-def]
-        count = 0
-        for i in range(target.size):
-            if (bits[i >> 3] >> uint8(i & 7)) & 1:
-                target[i] = values[count]
-                count += 1
-
-    return vectors if SQUEEZES and target.dtype is float32 else entries
-
-
 @part
-def take_at(source, index, out):  # type: ignore[no-untyped-def]
-    """Write source[index] into `out`."""
-    for i in range(index.size):
-        out[i] = source[index[i]]
-
-
-@part
-def put_at(values, index, target):  # type: ignore[no-untyped-def]
-    """Write `values` into target[index]."""
-    for i in range(index.size):
-        target[index[i]] = values[i]
-
-
-@part
-def write(values, out, add):  # type: ignore[no-untyped-def]
-    """Write a buffer into `out`, or add it."""
-    if add:
-        for i in range(values.size):
-            out[i] = out[i] + values[i]
-    else:
-        for i in range(values.size):
-            out[i] = values[i]
-
-
-__all__ = ["ALL", "BLOCK", "SLACK", "dense", "hashed", "int32", "masked", "put", "put_at", "take", "take_at"]
+def at_bits(weights, gradient, first, second, numbers, bits, packed, chosen, seen):  # type: ignore[no-untyped-def]
+    """Update the selected entries of a block; averages, and the gradient if so said, are packed."""
+    done = 0
+    for low in range(0, weights.size, TILE):
+        high = min(weights.size, low + TILE)
+        these = bits[low // 8 : (low + TILE) // 8]
+        if packed:
+            count = take(weights[low:high], these, chosen)
+            here = slice(done, done + count)
+            dense(chosen[:count], gradient[here], first[here], second[here], numbers)
+            put_ahead(chosen, these, weights, weights, low, high)
+        else:
+            count = take_both(weights, gradient, low, high, these, chosen, seen)
+            here = slice(done, done + count)
+            dense(chosen[:count], seen[:count], first[here], second[here], numbers)
+            put_ahead(chosen, these, weights, gradient, low, high)
+        done += count

@@ -22,7 +22,7 @@ from subnetune.engine.kernels.cpu_blocks import BLOCK, SLACK
 
 def _sources() -> str:
     """Return what tells one version of the loops inside the blocks from another."""
-    files = (Path(__file__).with_name(name) for name in ("cpu_blocks.py", "cpu_vectors.py"))
+    files = (Path(__file__).with_name(name) for name in ("cpu_blocks.py", "cpu_moves.py", "cpu_vectors.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -110,13 +110,8 @@ def _at_bits(weights, gradient, first, second, numbers, bits, ranks, packed, low
         i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
         j = slice(ranks[b], ranks[b + 1])
         these = bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8]
-        count = block.take(weights[i], these, chosen)
-        if packed:
-            block.dense(chosen[:count], gradient[j], first[j], second[j], numbers)
-        else:
-            block.take(gradient[i], these, seen)
-            block.dense(chosen[:count], seen[:count], first[j], second[j], numbers)
-        block.put(chosen, these, weights[i])
+        slopes = gradient[j] if packed else gradient[i]
+        block.at_bits(weights[i], slopes, first[j], second[j], numbers, these, packed, chosen, seen)
 
 
 @compiled_entry(parallel=True)

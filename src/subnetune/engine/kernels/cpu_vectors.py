@@ -147,6 +147,19 @@ def expand(typing: Any, array: Any, index: Any, chosen: Any) -> Any:
 
 
 @intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Ask for the memory at array[index] to be fetched into the second cache; it need not be inside the array."""
+
+    def generate(context: Any, builder: ir.IRBuilder, sig: Any, args: list[ir.Value]) -> ir.Value:
+        place = _address(context, builder, sig.args[0], args[0], args[1])
+        read, near, data = (ir.Constant(_WORD, number) for number in (0, 2, 1))
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
 def squeeze(typing: Any, vector: Any, chosen: Any) -> Any:
     """Return the chosen lanes side by side from the first lane on, then zeros."""
 
