@@ -19,7 +19,19 @@ from subnetune.core.journal import Journal
 from subnetune.core.passes import Passes
 from subnetune.core.randomness import forked_randomness
 from subnetune.core.recipe import Recipe
-from subnetune.core.types import Batch, Batches, Forward, Live, Mask, Output, Setting, State, Step, default_forward
+from subnetune.core.types import (
+    Batch,
+    Batches,
+    Forward,
+    Live,
+    Mask,
+    Output,
+    Params,
+    Setting,
+    State,
+    Step,
+    default_forward,
+)
 from subnetune.engine.anchors import Anchors
 from subnetune.engine.binding import Binding, check_arguments
 from subnetune.engine.child import Child
@@ -188,7 +200,7 @@ class Tuning(Facts):
         self.start()
         self._clipped = True
         if self._engine is not None:
-            return self._engine.clip(self._binding.trained(), max_norm)
+            return self._engine.clip(self._binding.trained, max_norm)
         return clip_what_trains(self.recipe, self.live(), self._binding.trained(), max_norm)
 
     def step(self, optimizer: Optimizer, *, scaler: torch.amp.GradScaler | None = None) -> bool:
@@ -221,7 +233,7 @@ class Tuning(Facts):
     def live(self, optimizer: Optimizer | None = None) -> Live:
         """Return all there is during a step: selected tensors (local shards), anchors, mask, state."""
         params, selector = self.selected(), self.recipe.selector
-        mask, step = self._current_mask(), Step(self._index, self._steps)  # first: it may set the target
+        mask, step = self._current_mask(params), Step(self._index, self._steps)  # first: it may set the target
         anchor = local_parts(self._anchor, params)
         target = None if selector is None else selector.target(self._state)
         towards = anchor if target is None else local_parts(target, params)
@@ -281,13 +293,14 @@ class Tuning(Facts):
         made = self._binding.setting(self._forward, self._source, self._tasks, self._steps, self.seed)
         return made._replace(journal=self._journal)
 
-    def _current_mask(self) -> Mask | None:
+    def _current_mask(self, params: Params | None = None) -> Mask | None:
         if self.recipe.selector is None:
             return None
+        params = self.selected() if params is None else params
         if self._mask is None or (self._mask[0] != self._index and not self._static()):
             now = Step(self._index, self._steps)
-            self._mask = (self._index, self.recipe.selector.mask(self._state, self.selected(), now))
-        return local_mask(self._mask[1], self.selected())
+            self._mask = (self._index, self.recipe.selector.mask(self._state, params, now))
+        return local_mask(self._mask[1], params)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -103,6 +103,12 @@ def placement(tensor: Tensor) -> Placement:
     return mark if mark is not None else Placement(tuple(tensor.shape), (0,) * tensor.dim(), False)
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether `tensor` is a local part of a larger one."""
+    mark = getattr(tensor, "subnetune_placement", None)
+    return mark is not None and bool(mark.sharded)
+
+
 def all_reduce_sum(value: Tensor) -> Tensor:
     """Return the sum of `value` over all ranks (a copy; `value` stays). The value itself without a process group."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from subnetune.core.masks import full_bits, mask_of, pack
 from subnetune.core.recipe import Recipe
@@ -53,6 +54,14 @@ class Child:
     def parameter(self, name: str) -> Tensor:
         """Return the parameter as the model holds it now, sharded or not."""
         return self._bound.structure.read(name)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield every module of the model once."""
+        yield from self._bound.structure.modules()
+
+    def owned_by(self, module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield (attribute, canonical name, tensor) of the parameters that `module` holds itself."""
+        yield from self._bound.structure.owned_by(module)
 
     def local(self, name: str) -> Tensor:
         """Return the local tensor with its gradient: the parameter, or a detached view of this rank's shard."""

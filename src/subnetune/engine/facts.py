@@ -13,7 +13,7 @@ from subnetune.core.fingerprint import Fingerprint
 from subnetune.core.masks import mask_digest
 from subnetune.core.recipe import Recipe
 from subnetune.core.scope import Resolved
-from subnetune.core.types import Mask
+from subnetune.core.types import Mask, Params
 from subnetune.engine.anchors import Anchors
 from subnetune.engine.binding import Binding
 from subnetune.engine.choice import Choice, EngineName, PrecisionName, choose
@@ -39,7 +39,7 @@ class Facts:
         """Prepare, keep the anchor, score."""
 
     @abstractmethod
-    def _current_mask(self) -> Mask | None:
+    def _current_mask(self, params: Params | None = None) -> Mask | None:
         """Return the mask of the step that is under way."""
 
     @property

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError
 from subnetune.core.hashing import keys, threshold
-from subnetune.core.types import Live, placement
+from subnetune.core.types import Live, is_sharded, placement
 from subnetune.engine.child import Child, flat, mask_bits
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, kernels_for
 from subnetune.engine.place import Place
@@ -50,7 +50,8 @@ class FusedAdamW(ServedOptimizer):
         """Update each tensor that has a gradient, all in one call of the kernels."""
         live = self.child.host.live(self)
         keep = live.state.get("keep") if self._treated.rescale and live.mask is not None else None
-        jobs: list[Job] = []
+        selector, treatment, jobs = self.child.host.recipe.selector, self._treated.treatment, list[Job]()
+        masks = not self._packs and live.mask is not None and any(treatment)
         for group in self.param_groups:
             known: dict[tuple[int, bool], Rates] = {}
             for name in group["param_names"]:
@@ -59,14 +60,18 @@ class FusedAdamW(ServedOptimizer):
                 gradient = self.gradient(name, local, place)
                 if gradient is None:
                     continue
-                state = self._state(name, local)
+                state = self._state(name, local, place)
                 state["step"] += 1
                 rescaled = keep is not None and name in self.child.selected
                 kind = state["step"], rescaled
                 if kind not in known:
                     known[kind] = self._rates(group, state["step"], 1.0 / keep if keep and rescaled else 1.0)
                 dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
-                self._add(jobs, name, local, dense, Moments(state["exp_avg"], state["exp_avg_sq"]), known[kind], live)
+                job = Job(local, dense, Moments(*(state[key] for key in _MOMENTS)), known[kind], place, treatment)
+                if masks and name in self.child.selected:
+                    jobs.extend(_masked(job, name, selector, live))
+                else:
+                    jobs.append(job)
         if jobs:
             kernels_for(jobs[0].weights.device.type).adamw_all(jobs)
 
@@ -75,39 +80,11 @@ class FusedAdamW(ServedOptimizer):
         decay = float(group["weight_decay"])
         return Rates(float(group["lr"]), beta1, beta2, group["eps"], decay, step, self.scale, factor)
 
-    def _add(
-        self,
-        jobs: list[Job],
-        name: str,
-        local: Tensor,
-        gradient: Tensor,
-        moments: Moments,
-        rates: Rates,
-        live: Live,
-    ) -> None:
-        """Append what is to be done for one tensor."""
-        treatment = self._treated.treatment
-        if self._packs:
-            jobs.append(Job(local, gradient, moments, rates, self._place(name, local), treatment))
-        elif live.mask is None or name not in self.child.selected or not any(treatment):
-            jobs.append(Job(local, gradient, moments, rates, None, treatment))
-        elif not _hashable(self.child.host.recipe.selector, local):
-            jobs.append(Job(local, gradient, moments, rates, mask_bits(live.mask, name, local), treatment))
-        elif local.numel() <= _WORD >> 1 and not placement(local).sharded:
-            hashed = Hashed(*keys(live.state["seed"], live.step.index, name), threshold(live.state["keep"]), 0)
-            jobs.append(Job(local, gradient, moments, rates, hashed, treatment))
-        else:
-            weights, seen = local.detach().view(-1), gradient.view(-1)
-            first, second = (moment.view(-1) for moment in moments)
-            for low, high, mask in _runs(name, local, live):
-                part = Moments(first[low:high], second[low:high])
-                jobs.append(Job(weights[low:high], seen[low:high], part, rates, mask, treatment))
-
     def _place(self, name: str, local: Tensor) -> Place | None:
         return self.child.place(name, local) if self._packs else None
 
-    def _state(self, name: str, local: Tensor) -> dict[str, Any]:
-        shape = self.expected(name)
+    def _state(self, name: str, local: Tensor, place: Place | None) -> dict[str, Any]:
+        shape = tuple(local.shape) if place is None else (place.count,)
         if name not in self._states:
             moments = {key: torch.zeros(shape, dtype=torch.float32, device=local.device) for key in _MOMENTS}
             self._states[name] = {"step": 0, **moments}
@@ -147,11 +124,33 @@ class FusedAdamW(ServedOptimizer):
         return tuple(local.shape) if place is None else (place.count,)
 
 
+def _masked(job: Job, name: str, selector: object, live: Live) -> list[Job]:
+    """Return what is to be done for a tensor whose mask is that of this step alone, beside dense moments."""
+    local = job.weights
+    if not _hashable(selector, local):
+        assert live.mask is not None
+        return [job._replace(mask=mask_bits(live.mask, name, local))]
+    if not is_sharded(local) and local.numel() < _WORD:
+        words = keys(live.state["seed"], live.step.index, name)
+        return [job._replace(mask=Hashed(*words, threshold(live.state["keep"]), 0))]
+    flat_job = job._replace(weights=local.detach().view(-1), gradient=job.gradient.view(-1))
+    first, second = (moment.view(-1) for moment in job.moments)
+    return [
+        flat_job._replace(
+            weights=flat_job.weights[low:high],
+            gradient=flat_job.gradient[low:high],
+            moments=Moments(first[low:high], second[low:high]),
+            mask=mask,
+        )
+        for low, high, mask in _runs(name, local, live)
+    ]
+
+
 def _hashable(selector: object, local: Tensor) -> bool:
     """Whether the mask of a local tensor is one hash for each entry, at consecutive indices."""
     if not isinstance(selector, Bernoulli) or selector.unit != "entry":
         return False
-    return tuple(local.shape[1:]) == placement(local).shape[1:]
+    return not is_sharded(local) or tuple(local.shape[1:]) == placement(local).shape[1:]
 
 
 def _runs(name: str, local: Tensor, live: Live) -> Iterator[tuple[int, int, Hashed]]:

@@ -78,14 +78,18 @@ class ReferenceEngine:
         """Do what is due where the step that gradients were clipped for was not taken: nothing, they are clipped."""
 
     @torch.no_grad()
-    def clip(self, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
+    def clip(self, trained: Callable[[], Mapping[str, Tensor]], max_norm: float) -> Tensor:
         """Scale the gradients of what trains to the norm `max_norm`; return the norm before."""
-        return clip_what_trains(self._host.recipe, self._host.live(), trained, max_norm)
+        return clip_what_trains(self._host.recipe, self._host.live(), trained(), max_norm)
 
-    def enter(self, stack: ExitStack, live: Live) -> None:
-        """Begin what the recipe's rules do around this step."""
+    def enter(self, stack: ExitStack) -> None:
+        """Begin what the recipe's rules do around this step, and let the selector observe."""
+        live = self._host.live(self.optimizer)
         for rule in self._host.recipe.update:
             stack.enter_context(rule(live))
+        selector = self._host.recipe.selector
+        if selector is not None and selector.watches(live.state):
+            selector.observe(live.state, live.params, live.mask, live.step)
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,12 +103,8 @@ class ReferenceEngine:
             call(optimizer)
         if overflowed(optimizer):
             return
-        live = self._host.live(optimizer)
         with ExitStack() as stack:  # an error while entering leaves every rule that was entered
-            self.enter(stack, live)
-            selector = self._host.recipe.selector
-            if selector is not None and selector.watches(live.state):
-                selector.observe(live.state, live.params, live.mask, live.step)
+            self.enter(stack)
             self._open = stack.pop_all()
 
     @torch.no_grad()

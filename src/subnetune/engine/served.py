@@ -170,11 +170,11 @@ class ServedOptimizer(Optimizer):
 
     def _measured(self, masked: bool) -> tuple[list[Tensor], Tensor]:
         """Return the gradients, and the norm of what is to be clipped of them."""
-        live = self.child.host.live(self) if masked else None
+        live = self.child.host.live(self) if masked and not self.child.static else None
         parts, found = [], []
         for name in self.child.names:  # the model's order, whatever the groups are: sums depend on it
             local = self.child.local(name)
-            place = None if live is None else self.child.place(name, local, live)
+            place = self.child.place(name, local, live) if masked else None
             gradient = self.gradient(name, local, place)
             if gradient is not None:
                 found.append(gradient)

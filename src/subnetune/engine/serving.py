@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from subnetune.core.errors import UsageError
-from subnetune.core.types import Live
+from subnetune.core.recipe import Selector
 from subnetune.engine.child import Host
 from subnetune.engine.reference import ReferenceEngine, confine_gradients, masks_clip, unscale_once
 from subnetune.engine.served import ServedOptimizer
@@ -25,13 +25,16 @@ class ServedEngine(ReferenceEngine):
     def __init__(self, host: Host, optimizer: ServedOptimizer, why: str) -> None:
         super().__init__(host, optimizer, why)
         self.name = optimizer.engine
+        # Most selectors never look at gradients: what there is to see is then not put together.
+        self._observes = type(host.recipe.selector).observe is not Selector.observe if host.recipe.selector else False
         self._scaled = False  # whether the step under way is a GradScaler's
 
     @torch.no_grad()
-    def clip(self, trained: Mapping[str, Tensor], max_norm: float) -> Tensor:
+    def clip(self, trained: Callable[[], Mapping[str, Tensor]], max_norm: float) -> Tensor:
         """Let the step scale the gradients of what trains to the norm `max_norm`; return the norm before."""
-        recipe = self._host.recipe
-        return self.optimizer.clip(max_norm, masks_clip(recipe), at_once=self._watched(self._host.live()))
+        selector = self._host.recipe.selector
+        watched = selector is not None and self._observes and selector.watches(self._host.live().state)
+        return self.optimizer.clip(max_norm, masks_clip(self._host.recipe), at_once=watched)
 
     def around(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return what a forward pass runs inside."""
@@ -72,13 +75,13 @@ class ServedEngine(ReferenceEngine):
         if self.optimizer.lean is not None:
             self.optimizer.lean.close()
 
-    def enter(self, stack: ExitStack, live: Live) -> None:
+    def enter(self, stack: ExitStack) -> None:
         """Give a selector that watches this step the gradients that the optimizer works with."""
-        if live.mask is not None and self._watched(live):
-            rules = [rule for rule in self._host.recipe.update if isinstance(rule, MaskGradient)]
-            if rules:
-                confine_gradients(live.params, live.mask)
-
-    def _watched(self, live: Live) -> bool:
         selector = self._host.recipe.selector
-        return selector is not None and selector.watches(live.state)
+        if selector is None or not self._observes:
+            return
+        live = self._host.live(self.optimizer)
+        if selector.watches(live.state):
+            if live.mask is not None and any(isinstance(rule, MaskGradient) for rule in self._host.recipe.update):
+                confine_gradients(live.params, live.mask)
+            selector.observe(live.state, live.params, live.mask, live.step)

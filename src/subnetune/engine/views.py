@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from subnetune.core.errors import UsageError
 from subnetune.core.masks import LazyMask
-from subnetune.core.types import Mask, Params, Placement, placement
+from subnetune.core.types import Mask, Params, Placement, is_sharded, placement
 
 
 def local_view(tensor: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def local_parts(whole: Params, params: Params) -> Params:
 
 def local_mask(mask: Mask | None, params: Params) -> Mask | None:
     """Return the mask of the local shards; a mask from before sharding is cut when it is read."""
-    if mask is None or not any(placement(p).sharded for p in params.values()):
+    if mask is None or not any(map(is_sharded, params.values())):
         return mask
     return LazyMask(params, lambda name: local_part(mask[name], params[name]))
 
