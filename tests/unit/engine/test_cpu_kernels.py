@@ -372,14 +372,17 @@ def test_a_forked_process_goes_on_with_one_thread() -> None:
         + """
 import signal
 from subnetune.engine.kernels import cpu
-weights, moments = torch.ones(size), Moments(torch.zeros(place.count), torch.zeros(place.count))
+def fresh():
+    return torch.ones(size), gradient, Moments(torch.zeros(place.count), torch.zeros(place.count))
+before, after = fresh(), fresh()
+kernels_for("cpu").adamw_packed(*before, rates, place)
 assert cpu._THREADS.count(100) == 2
 child = os.fork()
 if child == 0:
     signal.alarm(120)
     alone = cpu._THREADS.count(100) == 1
-    kernels_for("cpu").adamw_packed(weights, gradient, moments, rates, place)
-    os._exit(0 if alone and (weights.numpy() == ours[0].numpy()).all() else 1)
+    kernels_for("cpu").adamw_packed(*after, rates, place)
+    os._exit(0 if alone and (after[0].numpy() == before[0].numpy()).all() else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
     )
