@@ -90,6 +90,19 @@ def test_the_configuration_of_a_run_gives_the_same_run(trained: Path, run: Run) 
     assert (output / "delta.safetensors").read_bytes() == (trained / "run" / "delta.safetensors").read_bytes()
 
 
+def test_an_engine_can_be_asked_for_and_is_recorded(trained: Path, run: Run) -> None:
+    command = training(trained, "--method", "child-tuning-d", "--max-steps", 1, "--output", trained / "asked")
+    refused = run(*command, "--engine", "reference", "--gradients", "lean")
+    assert refused.code == 2
+    assert 'gradients="lean" cannot serve this run' in refused.err
+    ended = run(*command, "--engine", "fused", "--gradients", "lean")
+    assert ended.code == 0
+    assert "engine fused: asked for" in ended.err
+    config = (trained / "asked" / "config.yaml").read_text()
+    assert {"engine: fused", "gradients: lean", "precision: same"} <= set(config.splitlines())
+    assert json.loads((trained / "asked" / "environment.json").read_text())["engine"].startswith("fused: asked for")
+
+
 def test_an_output_that_exists_is_refused_and_resuming_a_finished_run_changes_nothing(trained: Path, run: Run) -> None:
     command = training(trained, "--method", "child-tuning-d", "--keep", 0.3, "--output", trained / "run")
     before = {path: path.read_bytes() for path in (trained / "run").iterdir() if path.is_file()}

@@ -22,6 +22,7 @@ from conftest import minilm_folder, shared_folder
 STEPS, SAVED, KILLED_AT = 16, 2, 4
 OPTIONS: dict[str, tuple[str, ...]] = {
     "child-tuning-d": ("--keep", "0.3"),
+    "child-tuning-f": (),
     "dps-dense": ("--keep", "0.7", "--cycle", "0.4"),
     "dps-mix": ("--keep", "0.7", "--cycle", "0.4"),
     "mixout": ("--keep", "0.9"),
@@ -70,18 +71,44 @@ def run_until_killed(command: list[str], run: Path) -> None:
     assert not (run / "delta.safetensors").exists(), "the run was over before it was killed"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("task", ["rte", "mrpc"])
-@pytest.mark.parametrize("method", OPTIONS)
-def test_a_killed_run_resumes_to_the_same_delta(method: str, task: str, tmp_path: Path) -> None:
+def check_killed_and_resumed(task: str, method: str, folder: Path, *more: str) -> None:
     minilm_folder()
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    metric = run_to_the_end(train(task, method, whole))
-    run_until_killed(train(task, method, cut), cut)
-    assert run_to_the_end(train(task, method, cut, "--resume")) == metric
+    whole, cut = folder / "whole", folder / "cut"
+    metric = run_to_the_end(train(task, method, whole, *more))
+    run_until_killed(train(task, method, cut, *more), cut)
+    assert run_to_the_end(train(task, method, cut, *more, "--resume")) == metric
     assert (cut / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (whole, cut)]
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert losses[0] == losses[1]
     assert len(losses[0]) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("task", ["rte", "mrpc"])
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_killed_run_resumes_to_the_same_delta(method: str, task: str, tmp_path: Path) -> None:
+    check_killed_and_resumed(task, method, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("method", "more", "served"),
+    [
+        ("child-tuning-d", (), "fused: AdamW and the mask in one pass (numba kernels)"),
+        ("child-tuning-f", (), "fused: AdamW and the mask in one pass (numba kernels)"),
+        ("child-tuning-d", ("--gradients", "lean"), "fused: AdamW and the mask in one pass (numba kernels)"),
+        ("child-tuning-d", ("--engine", "packed"), "packed: asked for"),
+        ("child-tuning-d", ("--engine", "reference"), "reference: asked for"),
+    ],
+    ids=["d", "f", "lean", "packed", "reference"],
+)
+def test_a_killed_run_resumes_to_the_same_delta_in_every_engine(
+    method: str, more: tuple[str, ...], served: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("numba", reason="the engine that a model of this size gets needs the extra `fast`")
+    check_killed_and_resumed("rte", method, tmp_path, *more)
+    for run in ("whole", "cut"):
+        assert json.loads((tmp_path / run / "environment.json").read_text())["engine"].startswith(served)

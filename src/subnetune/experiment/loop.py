@@ -137,7 +137,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         if main:
             run.cut_log(tuning.index)
     optimizer = tuning.optimizer(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, **asked)
-    reporter.say(f"engine {engine}")
+    reporter.say(f"engine {tuning.engine}")
     rates = [group["lr"] for group in optimizer.param_groups]  # before schedule or checkpoint change them
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     seed_everything(config.seed, "dropout", rank)
