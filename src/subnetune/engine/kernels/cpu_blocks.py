@@ -19,6 +19,7 @@ from subnetune.engine.kernels.cpu_moves import (
     take,
     take_at,
     take_both,
+    take_both_at,
     word_at,
     write,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "SLACK",
     "Array",
     "at_bits",
+    "at_index",
     "dense",
     "hashed",
     "int32",
@@ -187,3 +189,19 @@ def at_bits(weights, gradient, first, second, numbers, bits, packed, chosen, see
             dense(chosen[:count], seen[:count], first[here], second[here], numbers)
             put_ahead(chosen, these, weights, gradient, low, high)
         done += count
+
+
+@part
+def at_index(weights, gradient, first, second, numbers, index, packed, chosen, seen):  # type: ignore[no-untyped-def]
+    """Update the entries at a piece of an index; averages, and the gradient if so said, are packed."""
+    for low in range(0, index.size, TILE):
+        here = slice(low, min(index.size, low + TILE))
+        these = index[here]
+        count = these.size
+        if packed:
+            take_at(weights, these, chosen)
+            dense(chosen[:count], gradient[here], first[here], second[here], numbers)
+        else:
+            take_both_at(weights, gradient, these, chosen, seen)
+            dense(chosen[:count], seen[:count], first[here], second[here], numbers)
+        put_at(chosen, these, weights)

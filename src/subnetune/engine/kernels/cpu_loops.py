@@ -125,14 +125,8 @@ def _at_index(weights, gradient, first, second, numbers, index, packed, low, hig
     chosen, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for b in range(low, high):
         j = slice(b * BLOCK, min(index.size, (b + 1) * BLOCK))
-        these = index[j]
-        block.take_at(weights, these, chosen)
-        if packed:
-            block.dense(chosen[: these.size], gradient[j], first[j], second[j], numbers)
-        else:
-            block.take_at(gradient, these, seen)
-            block.dense(chosen[: these.size], seen[: these.size], first[j], second[j], numbers)
-        block.put_at(chosen, these, weights)
+        slopes = gradient[j] if packed else gradient
+        block.at_index(weights, slopes, first[j], second[j], numbers, index[j], packed, chosen, seen)
 
 
 @compiled_entry(parallel=True)

@@ -147,6 +147,15 @@ def take_at(source, index, out):  # type: ignore[no-untyped-def]
 
 
 @part
+def take_both_at(weights, gradient, index, chosen, seen):  # type: ignore[no-untyped-def]
+    """Take weights[index] and gradient[index]."""
+    for i in range(index.size):
+        where = index[i]
+        chosen[i] = weights[where]
+        seen[i] = gradient[where]
+
+
+@part
 def put_at(values, index, target):  # type: ignore[no-untyped-def]
     """Write `values` into target[index]."""
     for i in range(index.size):
