@@ -8,6 +8,7 @@ packed bits beside dense moments; a static mask has packed moments. Each weight 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,14 @@ class Treated(NamedTuple):
     rescale: bool
 
 
+@dataclass(slots=True)
+class State:
+    """AdamW's state of one tensor: the steps it took part in, and its moments, (count,) or in the local shape."""
+
+    step: int
+    moments: Moments
+
+
 class FusedAdamW(ServedOptimizer):
     """AdamW under a recipe's mask. States: `step` (a number), `exp_avg`, `exp_avg_sq` (float32, as large as needed)."""
 
@@ -43,15 +52,17 @@ class FusedAdamW(ServedOptimizer):
         super().__init__(probe, child)
         self._treated = treated
         selector = child.host.recipe.selector
+        self._random = isinstance(selector, Bernoulli) and selector.unit == "entry"  # a hash for each entry
         self._packs = selector is not None and selector.static and treated.treatment.hold
-        self._states: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, State] = {}
 
     def update(self) -> None:
         """Update each tensor that has a gradient, all in one call of the kernels."""
         live = self.child.host.live(self)
         keep = live.state.get("keep") if self._treated.rescale and live.mask is not None else None
-        selector, treatment, jobs = self.child.host.recipe.selector, self._treated.treatment, list[Job]()
+        treatment, jobs = self._treated.treatment, list[Job]()
         masks = not self._packs and live.mask is not None and any(treatment)
+        limit = threshold(live.state["keep"]) if self._random else None
         for group in self.param_groups:
             known: dict[tuple[int, bool], Rates] = {}
             for name in group["param_names"]:
@@ -61,17 +72,16 @@ class FusedAdamW(ServedOptimizer):
                 if gradient is None:
                     continue
                 state = self._state(name, local, place)
-                state["step"] += 1
+                state.step += 1
                 rescaled = keep is not None and name in self.child.selected
-                kind = state["step"], rescaled
+                kind = state.step, rescaled
                 if kind not in known:
-                    known[kind] = self._rates(group, state["step"], 1.0 / keep if keep and rescaled else 1.0)
+                    known[kind] = self._rates(group, state.step, 1.0 / keep if keep and rescaled else 1.0)
                 dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
-                job = Job(local, dense, Moments(*(state[key] for key in _MOMENTS)), known[kind], place, treatment)
                 if masks and name in self.child.selected:
-                    jobs.extend(_masked(job, name, selector, live))
+                    jobs += _masked(local, dense, state.moments, known[kind], treatment, name, limit, live)
                 else:
-                    jobs.append(job)
+                    jobs.append(Job(local, dense, state.moments, known[kind], place, treatment))
         if jobs:
             kernels_for(jobs[0].weights.device.type).adamw_all(jobs)
 
@@ -83,13 +93,14 @@ class FusedAdamW(ServedOptimizer):
     def _place(self, name: str, local: Tensor) -> Place | None:
         return self.child.place(name, local) if self._packs else None
 
-    def _state(self, name: str, local: Tensor, place: Place | None) -> dict[str, Any]:
-        shape = tuple(local.shape) if place is None else (place.count,)
-        if name not in self._states:
-            moments = {key: torch.zeros(shape, dtype=torch.float32, device=local.device) for key in _MOMENTS}
-            self._states[name] = {"step": 0, **moments}
-        state = self._states[name]
-        check_same_shape(name, tuple(state["exp_avg"].shape), shape)
+    def _state(self, name: str, local: Tensor, place: Place | None) -> State:
+        shape = local.shape if place is None else (place.count,)
+        state = self._states.get(name)
+        if state is None:
+            moments = (torch.zeros(shape, dtype=torch.float32, device=local.device) for _ in _MOMENTS)
+            state = self._states[name] = State(0, Moments(*moments))
+        elif state.moments.first.shape != shape:
+            check_same_shape(name, tuple(state.moments.first.shape), tuple(shape))
         return state
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -97,8 +108,8 @@ class FusedAdamW(ServedOptimizer):
     def states(self) -> dict[str, dict[str, Any]]:
         """Return copies of the states by name."""
         return {
-            name: {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()}
-            for name, s in self._states.items()
+            name: {"step": state.step, **{k: m.clone() for k, m in zip(_MOMENTS, state.moments, strict=True)}}
+            for name, state in self._states.items()
         }
 
     def check_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
@@ -114,8 +125,8 @@ class FusedAdamW(ServedOptimizer):
         self._states = {}
         for name, state in states.items():
             device = self.child.local(name).device
-            moments = {key: state[key].to(device, torch.float32, copy=True) for key in _MOMENTS}
-            self._states[name] = {"step": int(state["step"]), **moments}
+            moments = (state[key].to(device, torch.float32, copy=True) for key in _MOMENTS)
+            self._states[name] = State(int(state["step"]), Moments(*moments))
 
     def expected(self, name: str) -> tuple[int, ...]:
         """Return (count,) for a tensor with a static mask, else its local shape."""
@@ -124,41 +135,39 @@ class FusedAdamW(ServedOptimizer):
         return tuple(local.shape) if place is None else (place.count,)
 
 
-def _masked(job: Job, name: str, selector: object, live: Live) -> list[Job]:
-    """Return what is to be done for a tensor whose mask is that of this step alone, beside dense moments."""
-    local = job.weights
-    if not _hashable(selector, local):
+def _masked(
+    local: Tensor,
+    gradient: Tensor,
+    moments: Moments,
+    rates: Rates,
+    treatment: Treatment,
+    name: str,
+    limit: int | None,
+    live: Live,
+) -> list[Job]:
+    """Return what is to be done for a tensor whose mask is that of this step alone, beside dense moments.
+
+    `limit` is that of a random mask of entries, or None.
+    """
+    sharded = is_sharded(local)
+    if limit is None or (sharded and tuple(local.shape[1:]) != placement(local).shape[1:]):
         assert live.mask is not None
-        return [job._replace(mask=mask_bits(live.mask, name, local))]
-    if not is_sharded(local) and local.numel() < _WORD:
-        words = keys(live.state["seed"], live.step.index, name)
-        return [job._replace(mask=Hashed(*words, threshold(live.state["keep"]), 0))]
-    flat_job = job._replace(weights=local.detach().view(-1), gradient=job.gradient.view(-1))
-    first, second = (moment.view(-1) for moment in job.moments)
+        return [Job(local, gradient, moments, rates, mask_bits(live.mask, name, local), treatment)]
+    if not sharded and local.numel() < _WORD:
+        mask = Hashed(*keys(live.state["seed"], live.step.index, name), limit, 0)
+        return [Job(local, gradient, moments, rates, mask, treatment)]
+    weights, seen, (m, v) = local.detach().view(-1), gradient.view(-1), (moment.view(-1) for moment in moments)
     return [
-        flat_job._replace(
-            weights=flat_job.weights[low:high],
-            gradient=flat_job.gradient[low:high],
-            moments=Moments(first[low:high], second[low:high]),
-            mask=mask,
-        )
-        for low, high, mask in _runs(name, local, live)
+        Job(weights[low:high], seen[low:high], Moments(m[low:high], v[low:high]), rates, mask, treatment)
+        for low, high, mask in _runs(name, local, limit, live)
     ]
 
 
-def _hashable(selector: object, local: Tensor) -> bool:
-    """Whether the mask of a local tensor is one hash for each entry, at consecutive indices."""
-    if not isinstance(selector, Bernoulli) or selector.unit != "entry":
-        return False
-    return not is_sharded(local) or tuple(local.shape[1:]) == placement(local).shape[1:]
-
-
-def _runs(name: str, local: Tensor, live: Live) -> Iterator[tuple[int, int, Hashed]]:
+def _runs(name: str, local: Tensor, limit: int, live: Live) -> Iterator[tuple[int, int, Hashed]]:
     """Yield the flat range of each run of entries whose indices share their high word, with its mask."""
     where = placement(local)
     inner = local.numel() // local.shape[0] if local.dim() and local.shape[0] else 1
     begin = where.start[0] * inner if where.start else 0
-    limit = threshold(live.state["keep"])
     low = 0
     while low < local.numel():
         first = begin + low

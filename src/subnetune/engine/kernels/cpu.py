@@ -87,7 +87,7 @@ class CpuKernels:
 
     def adamw_all(self, jobs: Sequence[Job]) -> None:
         """Do every job, in one launch."""
-        work = cpu_many.Work(jobs, cpu_many.rates_by_job(jobs, rates_of))
+        work = cpu_many.Work(jobs, rates_of)
         threads = _THREADS.count(work.owners.size)
         with _THREADS.set(threads):
             work.run(threads)

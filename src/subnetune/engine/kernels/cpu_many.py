@@ -7,8 +7,7 @@ since blocks with few selected entries take less time than others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from subnetune.engine.place import Place
 _RUN = 16  # neighbouring blocks that one thread takes together
 WHOLE, HASHED, MASKED, AT_BITS, AT_INDEX = range(5)
 # Columns of the table.
-KIND, WEIGHTS, GRADIENT, FIRST, SECOND, SIZE, COUNT, PLACE, RANKS, ZERO, HOLD, PACKED, START, KEY, LIMIT = range(15)
+KIND, WEIGHTS, GRADIENT, FIRST, SECOND, SIZE, RATES, PLACE, RANKS, ZERO, HOLD, PACKED, START, KEY, LIMIT = range(15)
 _EVERY = 1 << 31  # a limit above every signed word
 
 
@@ -97,7 +96,8 @@ def many(table, numbers, owners, starts, low, high):  # type: ignore[no-untyped-
     chosen, seen = np.empty(BLOCK + SLACK, np.float32), np.empty(BLOCK + SLACK, np.float32)
     for item in range(low, high):
         owner = owners[item]
-        _one(table[owner], numbers[owner], item - starts[owner], chosen, seen)
+        row = table[owner]
+        _one(row, numbers[row[RATES]], item - starts[owner], chosen, seen)
 
 
 @compiled_entry(parallel=True)
@@ -112,13 +112,13 @@ def many_parallel(table, numbers, owners, starts, threads, runs):  # type: ignor
 class Work:
     """The table of some jobs, and the list of their blocks. Keeps what the addresses point to alive."""
 
-    def __init__(self, jobs: Sequence[Job], rates: dict[int, Array]) -> None:
+    def __init__(self, jobs: Sequence[Job], numbers: Callable[[Rates], Array]) -> None:
         self._alive = list(jobs)
-        self.table = np.array([_row(job) for job in jobs], np.int64)
-        self.numbers = np.stack([rates[id(job.rates)] for job in jobs])
-        entries = np.where(self.table[:, KIND] == AT_INDEX, self.table[:, COUNT], self.table[:, SIZE])
-        self.table[:, SIZE] = entries
-        blocks = -(-entries // BLOCK)
+        rates = {id(job.rates): job.rates for job in jobs}  # most jobs share one
+        numbered = {key: number for number, key in enumerate(rates)}
+        self.numbers = np.stack([numbers(each) for each in rates.values()])
+        self.table = np.array([_row(job, numbered[id(job.rates)]) for job in jobs], np.int64)
+        blocks = -(-self.table[:, SIZE] // BLOCK)
         self.starts = np.cumsum(blocks) - blocks
         self.owners = np.repeat(np.arange(len(jobs)), blocks)
 
@@ -131,32 +131,17 @@ class Work:
             many_parallel(self.table, self.numbers, self.owners, self.starts, threads, runs)
 
 
-def _row(job: Job) -> list[int]:
+def _row(job: Job, rates: int) -> list[int]:
     weights, gradient, (first, second), _, mask, (zero, hold) = job
-    row = [
-        WHOLE,
-        _at(weights),
-        _at(gradient),
-        _at(first),
-        _at(second),
-        weights.numel(),
-        0,
-        0,
-        0,
-        zero,
-        hold,
-        0,
-        0,
-        0,
-        0,
-    ]
+    row = [WHOLE, _at(weights), _at(gradient), first.data_ptr(), second.data_ptr(), weights.numel(), rates]
+    row += [0, 0, zero, hold, 0, 0, 0, 0]
     entries, seen = weights.numel(), weights.numel()
     if isinstance(mask, Place):
         packed = is_packed(gradient, mask)
         entries, seen = mask.count, mask.count if packed else mask.size
-        row[COUNT], row[PACKED] = mask.count, packed
-        if mask.index is not None:
-            row[KIND], row[PLACE] = AT_INDEX, mask.index.data_ptr()
+        row[PACKED] = packed
+        if mask.index is not None:  # its blocks are of the index
+            row[KIND], row[SIZE], row[PLACE] = AT_INDEX, mask.count, mask.index.data_ptr()
         elif mask.bits is not None and mask.ranks is not None:
             row[KIND], row[PLACE], row[RANKS] = AT_BITS, mask.bits.data_ptr(), mask.ranks.data_ptr()
     elif isinstance(mask, Hashed):
@@ -175,14 +160,8 @@ def _row(job: Job) -> list[int]:
 
 def _at(tensor: Tensor) -> int:
     """Return the address of a tensor that the loops can work on. Compiled code checks nothing any more."""
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if tensor.dtype is not torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
         raise UsageError(
             f"the compiled AdamW wants contiguous float32 tensors on the CPU, got {tensor.dtype} on {tensor.device}"
         )
     return tensor.data_ptr()
-
-
-def rates_by_job(jobs: Sequence[Job], numbers: Any) -> dict[int, Array]:
-    """Return what the loops multiply by, for each `Rates` among the jobs (most share one)."""
-    rates: dict[int, Rates] = {id(job.rates): job.rates for job in jobs}
-    return {key: numbers(value) for key, value in rates.items()}
