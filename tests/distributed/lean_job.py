@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from subnetune import Random, Top
 from subnetune.core.errors import SubnetuneError
 from subnetune.tuning import Tuning
 from tiny import bits
-from tower import Tower, data, tower, tuned
+from tower import TOWER, Tower, data, tower
+from tower import tuned as tuned_at
 
 STEPS, MICRO = 3, 2
+SPARSE = replace(TOWER, selector=Top(Random(), 0.08))  # sparse enough for selected weight gradients
+tuned = partial(tuned_at, recipe=SPARSE)
 
 
 def train(tuning: Tuning, optimizer: Any, wrapped: Any, rank: int, gradients: str, scaler: Any = None) -> list[Tensor]:

@@ -18,6 +18,7 @@ from subnetune.engine.kernels import Treatment, kernels_for
 from subnetune.engine.lean import GradientsName, LeanGradients, check_gradients
 from subnetune.engine.packed import ELEMENT_WISE, PackedOptimizer
 from subnetune.engine.precision import PRECISIONS, Precision
+from subnetune.engine.products import select_products
 from subnetune.engine.reference import ReferenceEngine
 from subnetune.engine.served import ServedOptimizer
 from subnetune.engine.serving import ServedEngine
@@ -123,8 +124,9 @@ def make_engine(
     if gradients == "dense":
         return ServedEngine(child.host, served, str(choice))
     lean = LeanGradients(child)
+    told = "lean gradients" if gradients == "lean" else select_products(child, lean)
     served.use(lean)
-    return ServedEngine(child.host, served, f"{choice}; {gradients} gradients")
+    return ServedEngine(child.host, served, f"{choice}; {told}")
 
 
 def treated(recipe: Recipe) -> Treated:

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from subnetune.core.errors import LifeCycleError, UsageError
+from subnetune.core.passes import Removable
 
 
 def several_ranks() -> bool:
@@ -29,7 +29,7 @@ def several_ranks() -> bool:
 class Exchange:
     """The gradients that this rank has not shared yet, by name. `handles` takes the hooks that it hangs on wrappers."""
 
-    def __init__(self, handles: list[RemovableHandle]) -> None:
+    def __init__(self, handles: list[Removable]) -> None:
         self._pending: dict[str, Tensor] = {}
         self._handles = handles
         self._wrapper: weakref.ref[DistributedDataParallel] | None = None

@@ -16,9 +16,9 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from subnetune.core.errors import LifeCycleError, UsageError
+from subnetune.core.passes import Removable
 from subnetune.core.recipe import Recipe, check_choice
 from subnetune.core.types import placement
 from subnetune.engine.child import Child, flat
@@ -59,7 +59,7 @@ class LeanGradients:
         self._child = child
         self.leaves: dict[str, nn.Parameter] = {}
         self._hooked: dict[str, weakref.ref[Tensor]] = {}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         locals_ = {name: child.local(name) for name in child.names}
         self._sharded = any(placement(local).sharded for local in locals_.values())
         self.exchange = Exchange(self._handles) if several_ranks() and not self._sharded else None
@@ -107,6 +107,10 @@ class LeanGradients:
         if self.exchange is not None:
             self.exchange.move(name, holder)
 
+    def undo(self, change: Removable) -> None:
+        """Have a change of the model taken back (`change.remove()`) when these gradients end."""
+        self._handles.append(change)
+
     def gradient(self, name: str) -> Tensor | None:
         """Return the packed gradient, (count,), of a tensor that has a leaf; None where there is none."""
         return self.leaves[name].grad
@@ -149,7 +153,7 @@ class LeanGradients:
         self._undo()
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _remove(handles: list[Removable]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
