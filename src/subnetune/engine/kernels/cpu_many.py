@@ -55,13 +55,9 @@ def _one(row, numbers, b, chosen, seen):  # type: ignore[no-untyped-def]
         size = np.int64(1) << 40  # of the dense tensors, which the index does not leave
         weights = carray(_pointer(row[WEIGHTS]), size, np.float32)
         first, second = _floats(row[FIRST], low, high), _floats(row[SECOND], low, high)
-        block.take_at(weights, index, chosen)
-        if row[PACKED]:
-            block.dense(chosen[: high - low], _floats(row[GRADIENT], low, high), first, second, numbers)
-        else:
-            block.take_at(carray(_pointer(row[GRADIENT]), size, np.float32), index, seen)
-            block.dense(chosen[: high - low], seen[: high - low], first, second, numbers)
-        block.put_at(chosen, index, weights)
+        packed = row[PACKED] != 0
+        slopes = _floats(row[GRADIENT], low, high) if packed else _floats(row[GRADIENT], 0, size)
+        block.at_index(weights, slopes, first, second, numbers, index, packed, chosen, seen)
         return
     weights = _floats(row[WEIGHTS], low, high)
     if kind == AT_BITS:
@@ -69,13 +65,11 @@ def _one(row, numbers, b, chosen, seen):  # type: ignore[no-untyped-def]
         begin, end = ranks[0], ranks[1]
         bits = carray(_pointer(row[PLACE] + low // 8), BLOCK // 8, np.uint8)
         first, second = _floats(row[FIRST], begin, end), _floats(row[SECOND], begin, end)
-        count = block.take(weights, bits, chosen)
-        if row[PACKED]:
-            block.dense(chosen[:count], _floats(row[GRADIENT], begin, end), first, second, numbers)
-        else:
-            block.take(_floats(row[GRADIENT], low, high), bits, seen)
-            block.dense(chosen[:count], seen[:count], first, second, numbers)
-        block.put(chosen, bits, weights)
+        packed = row[PACKED] != 0
+        if packed:
+            low, high = begin, end
+        slopes = _floats(row[GRADIENT], low, high)
+        block.at_bits(weights, slopes, first, second, numbers, bits, packed, chosen, seen)
         return
     gradient = _floats(row[GRADIENT], low, high)
     first, second = _floats(row[FIRST], low, high), _floats(row[SECOND], low, high)
