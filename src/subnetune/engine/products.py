@@ -47,12 +47,14 @@ class SelectedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, (..., columns) -> (..., rows)."""
+        if torch.compiler.is_compiling():  # asked first: what the compiler traces it guards
+            return super().forward(input)
         plan, weight = _PLANS.get(self), self.weight
         if plan is None or weight is not plan.weight() or not self.training or not torch.is_grad_enabled():
             return super().forward(input)
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        if torch.compiler.is_compiling() or not _serves(kind, dtype) or not _plain(input, weight, dtype):
+        if not _serves(kind, dtype) or not _plain(input, weight, dtype):
             return super().forward(input)
         bias = None if self.bias is None else self.bias.to(dtype)
         return _Selected.apply(input.to(dtype), weight.detach().to(dtype), bias, plan.leaf, plan.product)  # type: ignore[no-any-return,no-untyped-call]
