@@ -122,13 +122,14 @@ class Bench:
     def dps(self, collecting: bool) -> None:
         from subnetune import Tuning
         from subnetune.methods import dps_dense
+        from subnetune.select.stages import stages
 
         model = self.twin()
         steps = 20 * (self.options.repeats + 10)  # a stage, 5 % of them, is longer than what is measured
-        recipe = dps_dense(dropout=None, explore=0.5 if collecting else 0.02)
-        tuning = Tuning(recipe, model, steps=steps)
+        explore = 0.5 if collecting else 0.05
+        tuning = Tuning(dps_dense(dropout=None, explore=explore), model, steps=steps)
         name = f"DPS, {'collecting' if collecting else 'updating'}, fused"
-        before = 0 if collecting else int(steps * 0.1 * 0.02) + 1
+        before = 0 if collecting else stages(steps, 0.1, explore).collect + 1  # the choice is in bench_training.py
         self.ours(name, tuning, model, "fused", None, before)
 
     def ours(self, name: str, tuning: Any, model: Any, engine: str, target: float | None, before: int = 0) -> None:
