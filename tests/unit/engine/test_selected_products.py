@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from subnetune import Random, Top, Tuning
+from subnetune import Magnitude, Random, Top, Tuning
 from subnetune.core.errors import UsageError
 from subnetune.core.masks import pack
 from subnetune.engine.kernels.products import entries_product
@@ -146,6 +146,26 @@ def test_a_run_trains_as_with_dense_gradients_and_holds_the_rest() -> None:
     for name in ends[0]:
         torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
     assert differing(ends[0], before) != []
+
+
+def test_a_layer_of_which_nothing_is_selected_has_no_product_at_all() -> None:
+    ends = []
+    for mode in ("dense", "selected"):
+        recipe = replace(SPARSE, selector=Top(Magnitude(), 0.003))
+        model = tower()
+        with torch.no_grad():
+            model.layers[0].down.weight.mul_(1e-3)
+            model.layers[0].up.weight.mul_(10.0)
+        tuning, optimizer = tuned(mode, model, recipe=recipe)
+        assert not bool(tuning.mask["layers.0.down.weight"].any())
+        for index in range(2):
+            tuning.forward(data(index)).loss.backward()
+            tuning.clip(0.1)
+            tuning.step(optimizer)
+            model.zero_grad()
+        ends.append(bits(model))
+    for name in ends[0]:
+        torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_a_weight_that_is_also_read_elsewhere_has_both_gradients() -> None:
