@@ -178,7 +178,7 @@ def adamw_packed_at_set_bits(device: str) -> None:
 
 
 def many_tensors_at_once(device: str) -> None:
-    shared = [rates_of(device), rates_of(device, 0.8)._replace(factor=0.25, lr=2e-3)]
+    shared = [rates_of(device), rates_of(device, 0.8)._replace(divisor=0.3, lr=2e-3)]
     kinds: list[tuple[int, float, str]] = [
         (1, 1.0, "bits"), (9000, 0.3, "bits"), (4097, 0.3, "bits"), (41_000, 0.027, "index"), (5001, 0.004, "index"),
         (0, 1.0, "all"), (2100, 1.0, "all"), (1300, 1.0, "all"), (1100, 0.5, "masked"), (33, 0.5, "masked"),

@@ -76,7 +76,7 @@ class FusedAdamW(ServedOptimizer):
                 rescaled = keep is not None and name in self.child.selected
                 kind = state.step, rescaled
                 if kind not in known:
-                    known[kind] = self._rates(group, state.step, 1.0 / keep if keep and rescaled else 1.0)
+                    known[kind] = self._rates(group, state.step, keep if keep and rescaled else 1.0)
                 dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
                 if masks and name in self.child.selected:
                     jobs += _masked(local, dense, state.moments, known[kind], treatment, name, limit, live)
@@ -85,10 +85,10 @@ class FusedAdamW(ServedOptimizer):
         if jobs:
             kernels_for(jobs[0].weights.device.type).adamw_all(jobs)
 
-    def _rates(self, group: Mapping[str, Any], step: int, factor: float) -> Rates:
+    def _rates(self, group: Mapping[str, Any], step: int, divisor: float) -> Rates:
         beta1, beta2 = map(float, group["betas"])
         decay = float(group["weight_decay"])
-        return Rates(float(group["lr"]), beta1, beta2, group["eps"], decay, step, self.scale, factor)
+        return Rates(float(group["lr"]), beta1, beta2, group["eps"], decay, step, self.scale, divisor)
 
     def _place(self, name: str, local: Tensor) -> Place | None:
         return self.child.place(name, local) if self._packs else None

@@ -201,7 +201,7 @@ def test_one_thread_and_two_give_the_same_bits(compiled: Kernels, keep: float, t
 @pytest.mark.parametrize("beta1", [0.0, 0.4, 0.95])
 def test_every_first_momentum(compiled: Kernels, beta1: float) -> None:
     case = Case(1000, 1.0)
-    rates = case.rates._replace(beta1=beta1, scale=None, factor=1.0)
+    rates = case.rates._replace(beta1=beta1, scale=None, divisor=1.0)
     ours = check(compiled, lambda k, w, g, m: k.adamw(w, g, m, rates), case.weights, case.gradient, case.moments)
     if beta1 == 0.0:
         assert same_bits(ours[1], case.gradient)

@@ -21,7 +21,7 @@ from subnetune.engine.place import Place
 class Rates(NamedTuple):
     """The numbers of one AdamW step of one tensor; `step` counts from 1 and includes this one.
 
-    The gradient is multiplied by `scale` (a float32 scalar on the tensor's device, or None for 1), then by `factor`.
+    The gradient is multiplied by `scale` (a float32 scalar on the tensor's device, or None for 1), then divided by `divisor`.
     """
 
     lr: float
@@ -31,7 +31,7 @@ class Rates(NamedTuple):
     weight_decay: float
     step: int
     scale: Tensor | None = None
-    factor: float = 1.0
+    divisor: float = 1.0
 
 
 class Moments(NamedTuple):

@@ -94,7 +94,7 @@ class CpuKernels:
 
 
 def rates_of(rates: Rates) -> Array:
-    """Return what the loops multiply by, float32, (10,)."""
+    """Return what the loops calculate with, float32, (10,)."""
     pull = 1 - rates.beta1
     far = pull >= 0.5
     numbers = (
@@ -106,7 +106,7 @@ def rates_of(rates: Rates) -> Array:
         rates.eps,
         rates.lr / (1 - rates.beta1**rates.step),
         1.0 if rates.scale is None else float(rates.scale),
-        rates.factor,
+        rates.divisor,
         far,
     )
     return np.array(numbers, np.float32)

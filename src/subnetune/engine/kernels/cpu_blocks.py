@@ -78,8 +78,8 @@ def spread_rates(rates):  # type: ignore[no-untyped-def]
 @part
 def step(weight, gradient, first, second, rates):  # type: ignore[no-untyped-def]
     """Return AdamW's new weight and averages, each operation rounded as torch rounds it (it fuses the same ones)."""
-    decay, pull, beta, rest, correction, eps, size, scale, factor, far = rates
-    gradient = gradient * scale * factor
+    decay, pull, beta, rest, correction, eps, size, scale, divisor, far = rates
+    gradient = gradient * scale / divisor
     # lerp, from the end that is nearer, so that a weight of one gives the gradient itself
     first = times_plus(pull, gradient - first, choose(far, gradient, first))
     second = times_plus(rest * gradient, gradient, second * beta)

@@ -120,7 +120,7 @@ def scatter_bits(values, bits, ranks, target, BYTES: tl.constexpr):
 @jit
 def _adamw(w, g, m, v, number, NEAR: tl.constexpr):
     """Return the new weight and moments; `number` points at the eight numbers of `gpu_jobs.Row`."""
-    g = g * tl.load(number)
+    g = tl.div_rn(g, tl.load(number))
     lerp = tl.load(number + 2)
     if NEAR:  # torch's lerp starts from the end that is nearer
         m = tl.fma(lerp, g - m, m)

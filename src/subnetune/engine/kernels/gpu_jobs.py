@@ -115,9 +115,9 @@ def _row(job: Job, numbers: bytes) -> tuple[Kind, Row]:
 
 
 def _numbers(rates: Rates) -> bytes:
-    """Return what the device calculates with: factor, decay, lerp, beta2, 1 - beta2, root, eps, rate with its sign."""
+    """Return what the device calculates with: divisor, decay, lerp, beta2, 1 - beta2, root, eps, rate with its sign."""
     return _NUMBERS.pack(
-        rates.factor,
+        rates.divisor,
         1 - rates.lr * rates.weight_decay,
         1 - rates.beta1,
         rates.beta2,

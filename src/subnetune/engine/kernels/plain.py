@@ -77,7 +77,7 @@ def _masked(
 def _scaled(gradient: Tensor, rates: Rates) -> Tensor:
     if rates.scale is not None:
         gradient = gradient * rates.scale
-    return gradient if rates.factor == 1.0 else gradient * rates.factor
+    return gradient if rates.divisor == 1.0 else gradient / rates.divisor
 
 
 def _update(weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
