@@ -220,10 +220,7 @@ class Tuning(Facts):
         return self._index > before
 
     def before_step(self, call: Callable[[Optimizer], None]) -> None:
-        """Have `call(optimizer)` run at the start of every optimizer step, before the rules: it may clip in there.
-
-        For trainers that call `optimizer.step()` themselves. Raises LifeCycleError where no optimizer is served yet.
-        """
+        """Have `call(optimizer)` run, and clip, first in each step. LifeCycleError where no optimizer is served yet."""
         if self._engine is None:
             raise LifeCycleError("no optimizer is served yet: call optimizer() or attach() first")
         self._engine.run_first(call)
@@ -243,13 +240,6 @@ class Tuning(Facts):
         """Count one optimizer step that happened (the engine calls it)."""
         self._index, self._clipped = self._index + 1, False
         self._passes.clear()
-
-    @property
-    def engine(self) -> str:
-        """Which engine serves this recipe, and why."""
-        if self._engine is not None:
-            return self._engine.why
-        return f"{self.engine_for(torch.optim.AdamW, {})}; for torch.optim.AdamW"
 
     # -- saving -------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from subnetune.core.description import Description
@@ -19,6 +20,7 @@ from subnetune.engine.binding import Binding
 from subnetune.engine.choice import Choice, EngineName, PrecisionName, choose
 from subnetune.engine.lean import GradientsName
 from subnetune.engine.ranks import check_same_on_all_ranks
+from subnetune.engine.reference import ReferenceEngine
 from subnetune.engine.saving import identity
 
 
@@ -33,6 +35,7 @@ class Facts:
     _unprepared: dict[str, Tensor]
     _started: bool
     _index: int
+    _engine: ReferenceEngine | None
 
     @abstractmethod
     def start(self) -> None:
@@ -41,11 +44,6 @@ class Facts:
     @abstractmethod
     def _current_mask(self, params: Params | None = None) -> Mask | None:
         """Return the mask of the step that is under way."""
-
-    @property
-    @abstractmethod
-    def engine(self) -> str:
-        """Which engine serves this recipe, and why."""
 
     def _identity(self) -> dict[str, Any]:
         return identity(self.recipe, self.seed, self._steps, self.fingerprint.base)
@@ -99,6 +97,13 @@ class Facts:
     def base_buffers(self) -> dict[str, Tensor]:
         """Return the persistent buffers as the base had them."""
         return dict(self._binding.buffers)
+
+    @property
+    def engine(self) -> str:
+        """Which engine serves this recipe, and why."""
+        if self._engine is not None:
+            return self._engine.why
+        return f"{self.engine_for(torch.optim.AdamW, {})}; for torch.optim.AdamW"
 
     def engine_for(
         self,
