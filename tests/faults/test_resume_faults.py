@@ -85,8 +85,8 @@ def test_fault_35_36_resume_is_bit_equal(
     ("method", "asked"),
     [
         ("child-tuning-d", {"engine": "fused"}),
-        ("child-tuning-d", {"engine": "packed", "gradients": "lean"}),
-        ("child-tuning-f", {"engine": "fused"}),
+        pytest.param("child-tuning-d", {"engine": "packed", "gradients": "lean"}, marks=pytest.mark.slow),
+        pytest.param("child-tuning-f", {"engine": "fused"}, marks=pytest.mark.slow),
     ],
     ids=["d-fused", "d-lean", "f-fused"],
 )

@@ -25,6 +25,7 @@ from trainers import CLASSIFIER, EXACT, WHOLE, StopAt, small, tuned
 
 STATIC = Recipe(scope=CLASSIFIER, selector=Top(Magnitude(), keep=0.3), update=EXACT)
 RANDOM = Recipe(scope=CLASSIFIER, selector=Bernoulli(0.4), update=EXACT)
+SPARSE = Recipe(scope=CLASSIFIER, selector=Top(Magnitude(), keep=0.05), update=EXACT)
 GROUPED = Recipe(
     scope=CLASSIFIER, selector=Top(Magnitude(), keep=0.3), update=EXACT, groups=(Group("@head", lr_scale=10.0),)
 )
@@ -67,11 +68,19 @@ def test_the_packed_run_is_the_reference_run(recipe: Recipe, changes: dict[str, 
     assert packed.tuning.index == plain.tuning.index == plain.args.max_steps
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(STATIC, marks=pytest.mark.slow), RANDOM], ids=["static", "random"])
-def test_the_fused_run_is_the_reference_run_to_rounding(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        pytest.param(STATIC, {}, marks=pytest.mark.slow),
+        (RANDOM, {}),
+        pytest.param(SPARSE, {"gradients": "selected"}, marks=pytest.mark.slow),
+    ],
+    ids=["static", "random", "selected"],
+)
+def test_the_fused_run_is_the_reference_run_to_rounding(recipe: Recipe, more: dict[str, str], tmp_path: Path) -> None:
     runs = []
-    for engine in ("reference", "fused"):
-        runs.append(tuned(tmp_path, recipe, model=small(dropout=False), engine=engine, max_steps=3, **FUSED))
+    for engine in ({"engine": "reference"}, {"engine": "fused", **more}):
+        runs.append(tuned(tmp_path, recipe, model=small(dropout=False), max_steps=3, **engine, **FUSED))
         runs[-1].train()
     assert isinstance(innermost(runs[1].optimizer), FusedAdamW)
     for name, value in bits(runs[0].model).items():
