@@ -142,9 +142,10 @@ def test_a_scaled_run_is_the_unscaled_one(fused: bool) -> None:
 
 
 def test_a_scaler_that_hides_the_scale_is_an_error_before_the_step() -> None:
+    """Torch's fused optimizers unscale inside their kernel, where no rule can look."""
     model = tiny("bert", num_hidden_layers=1)
     tuning = Tuning(STATIC, model)
-    optimizer = tuning.optimizer(torch.optim.AdamW, lr=1e-2, fused=True)
+    optimizer = tuning.optimizer(torch.optim.AdamW, engine="reference", lr=1e-2, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     scaler.scale(tuning.forward(batch()).loss).backward()
     before = bits(model)
@@ -152,6 +153,24 @@ def test_a_scaler_that_hides_the_scale_is_an_error_before_the_step() -> None:
         scaler.step(optimizer)
     assert differing(before, bits(model)) == []
     assert tuning.index == 0
+
+
+def test_a_packed_step_leaves_unscaling_to_the_scaler() -> None:
+    """The scaler's own call of the step: nothing is hidden from an optimizer that is not torch's own fused one."""
+    ends = []
+    for scaled in (False, True):
+        model = still(tiny("bert", num_hidden_layers=1))
+        tuning = Tuning(STATIC, model)
+        optimizer = tuning.optimizer(torch.optim.AdamW, engine="packed", lr=1e-2, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=scaled)
+        for index, each in enumerate(batches(3)):
+            scaler.scale(tuning.forward(each).loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            assert tuning.index == index + 1
+        ends.append(bits(model))
+    assert differing(*ends) == []
 
 
 # -- wrappers ---------------------------------------------------------------------------------------------------------

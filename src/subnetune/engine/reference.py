@@ -99,6 +99,8 @@ class ReferenceEngine:
             raise UsageError(
                 "an optimizer step with a closure computes gradients after the mask was applied; call step()"
             )
+        if self.made_up(optimizer):
+            return
         for call in self._first:
             call(optimizer)
         if overflowed(optimizer):
@@ -106,6 +108,16 @@ class ReferenceEngine:
         with ExitStack() as stack:  # an error while entering leaves every rule that was entered
             self.enter(stack)
             self._open = stack.pop_all()
+
+    def made_up(self, optimizer: Optimizer) -> bool:
+        """Whether the step under way is none of training: torch.distributed.checkpoint fills empty states by one.
+
+        It sets learning rates and gradients to zero for it.
+        """
+        groups = optimizer.param_groups
+        if optimizer.state or any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
+            return False
+        return not any(p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"])
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

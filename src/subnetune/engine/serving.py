@@ -68,6 +68,10 @@ class ServedEngine(ReferenceEngine):
         if self._scaled and self.optimizer.lean is not None:
             self.optimizer.lean.clear()
 
+    def made_up(self, optimizer: Optimizer) -> bool:
+        """Return False: who asks a served optimizer for states by parameter is refused before any step."""
+        return False
+
     def remove(self) -> None:
         """Take the hooks off the optimizer and the model."""
         super().remove()

@@ -176,7 +176,7 @@ def test_every_class_of_the_list_is_compared() -> None:
     assert {cls for cls, _ in VARIANTS.values()} == set(ELEMENT_WISE)
 
 
-@pytest.mark.parametrize("clip", [None, 0.1], ids=["", "clip"])
+@pytest.mark.parametrize("clip", [0.1, pytest.param(None, marks=pytest.mark.slow)], ids=["clip", "as-it-is"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_packed_is_dense_training_bit_for_bit(variant: str, clip: float | None) -> None:
     cls, hyper = VARIANTS[variant]

@@ -73,7 +73,7 @@ def test_rules_nest_around_the_step_and_the_selector_observes_in_between() -> No
     watcher = Watcher()
     host = Host(Recipe(selector=watcher, update=(rule("a", record), rule("b", record))))
     optimizer = torch.optim.SGD([host.w], lr=1.0)
-    ReferenceEngine(host, optimizer)
+    ReferenceEngine(host, optimizer, "reference")
     host.w.grad = torch.tensor([1.0, 1.0, 1.0])
     optimizer.step()
     assert record == ["a before", "b before", "b after", "a after"]
@@ -85,7 +85,7 @@ def test_rules_nest_around_the_step_and_the_selector_observes_in_between() -> No
 def test_holding_puts_unselected_entries_back() -> None:
     host = Host(Recipe(selector=Watcher(), update=(HoldUnselected(),)))
     optimizer = torch.optim.SGD([host.w], lr=1.0, weight_decay=0.5)
-    ReferenceEngine(host, optimizer)
+    ReferenceEngine(host, optimizer, "reference")
     host.w.grad = torch.tensor([1.0, 1.0, 1.0])
     optimizer.step()
     assert host.w.tolist() == [-0.5, 2.0, 0.5]
@@ -95,7 +95,7 @@ def test_a_rule_that_raises_leaves_the_others_and_stops_the_step() -> None:
     record: list[str] = []
     host = Host(Recipe(update=(rule("a", record), rule("b", record, fail="before"))))
     optimizer = torch.optim.SGD([host.w], lr=1.0)
-    ReferenceEngine(host, optimizer)
+    ReferenceEngine(host, optimizer, "reference")
     host.w.grad = torch.ones(3)
     with pytest.raises(RuntimeError, match="b"):
         optimizer.step()
@@ -108,7 +108,7 @@ def test_a_rule_that_raises_leaves_the_others_and_stops_the_step() -> None:
 def test_a_removed_engine_leaves_the_optimizer_alone() -> None:
     host = Host(Recipe(selector=Watcher(), update=(HoldUnselected(),)))
     optimizer = torch.optim.SGD([host.w], lr=1.0)
-    engine = ReferenceEngine(host, optimizer)
+    engine = ReferenceEngine(host, optimizer, "reference")
     engine.remove()
     host.w.grad = torch.ones(3)
     optimizer.step()
@@ -136,7 +136,7 @@ def test_confined_gradients_are_zero_even_where_they_were_infinite() -> None:
 def test_clipping_without_a_wish_leaves_unselected_gradients() -> None:
     host = Host(Recipe(selector=Watcher()))
     host.w.grad = torch.tensor([3.0, 4.0, 0.0])
-    norm = clip_what_trains(host.recipe, host.live(), [host.w], 1.0)
+    norm = clip_what_trains(host.recipe, host.live(), {"w": host.w}, 1.0)
     assert norm.item() == 5.0
     torch.testing.assert_close(host.w.grad, torch.tensor([0.6, 0.8, 0.0]))
 
@@ -144,7 +144,7 @@ def test_clipping_without_a_wish_leaves_unselected_gradients() -> None:
 def test_clipping_with_a_holding_rule_sees_what_trains() -> None:
     host = Host(Recipe(selector=Watcher(), update=(HoldUnselected(),)))
     host.w.grad = torch.tensor([3.0, 4.0, 0.0])
-    norm = clip_what_trains(host.recipe, host.live(), [host.w], 1.0)
+    norm = clip_what_trains(host.recipe, host.live(), {"w": host.w}, 1.0)
     assert norm.item() == 3.0
     torch.testing.assert_close(host.w.grad, torch.tensor([1.0, 0.0, 0.0]))
 
