@@ -1,0 +1,148 @@
+"""Selected entries of a linear layer's weight gradient beside the dense gradient: 2048 tokens, 768 -> 3072, float32.
+
+    python benchmarks/bench_products.py --repeats 31 --output products.json
+
+"sampled" is what the library uses for single entries on the CPU (torch's sampled product), "numba dot" a plain compiled
+loop over the same entries, for comparison; rows and columns are small dense products. "layer" rows are forward and
+backward passes of a whole layer, the plain one being the peer. On a GPU single entries are Triton's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+from typing import Any
+
+from harness import Way, interleave, measure, parse, parser, report, row, shown, table
+
+KEEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
+LINES = (0.01, 0.1, 0.3, 0.6)
+PEER, PLAIN = "dense weight gradient", "layer, plain"
+
+
+def numba_dot() -> Callable[..., Any]:
+    """Return a compiled function of (rows, tokens), (columns, tokens), flat indices and where each dot is written."""
+    import numba
+
+    @numba.njit(parallel=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+    def dots(left, right, index, out):  # type: ignore[no-untyped-def]
+        columns = right.shape[0]
+        for k in numba.prange(index.size):
+            g, x, total = left[index[k] // columns], right[index[k] % columns], numba.float32(0.0)
+            for i in range(g.size):
+                total += g[i] * x[i]
+            out[k] = total
+
+    return dots
+
+
+def ways(options: argparse.Namespace) -> list[Way]:
+    """Return what is timed."""
+    import torch
+
+    from subnetune.core.masks import pack
+    from subnetune.engine.kernels.products import entries_product
+    from subnetune.engine.place import Place
+    from subnetune.engine.products import product_at
+
+    torch.manual_seed(0)
+    tokens, rows, columns = options.tokens, options.rows, options.columns
+    gradient = torch.randn(tokens, rows, device=options.device)
+    inputs = torch.randn(tokens, columns, device=options.device)
+    weight = torch.empty(rows, columns, device=options.device)
+    made = [Way(PEER, lambda: gradient.t() @ inputs)]
+    dots = numba_dot() if options.device == "cpu" and importlib.util.find_spec("numba") is not None else None
+    for keep in KEEPS:
+        index = (torch.rand(rows * columns, device=options.device) < keep).nonzero().view(-1)
+        product = entries_product(index, rows, columns)
+        if isinstance(product, str):
+            raise SystemExit(product)
+        made.append(Way(f"entries, keep {keep}", lambda product=product: product(gradient, inputs)))
+        if dots is not None:
+            numbers, out = index.numpy(), torch.empty(index.numel()).numpy()
+
+            def compiled(numbers: Any = numbers, out: Any = out) -> None:
+                dots(gradient.t().contiguous().numpy(), inputs.t().contiguous().numpy(), numbers, out)
+
+            made.append(Way(f"entries, keep {keep}, numba dot", compiled))
+    for keep in LINES:
+        for axis, name in ((0, "rows"), (1, "columns")):
+            chosen = torch.rand((rows, 1) if axis == 0 else (1, columns), device=options.device) < keep
+            chosen.view(-1)[0] = True
+            place = Place.of_bits(pack(chosen.expand(rows, columns)), rows * columns)
+            lines = product_at(place, weight)
+            if isinstance(lines, str):
+                continue
+            made.append(Way(f"{name}, keep {keep}", lambda lines=lines: lines(gradient, inputs)))
+    return made + layers(options)
+
+
+def layers(options: argparse.Namespace) -> list[Way]:
+    """Return passes of a whole layer."""
+    import torch
+
+    from subnetune import HoldUnselected, MaskGradient, Random, Recipe, Scope, Top, Tuning
+    from subnetune.core.types import Output
+
+    inputs = torch.randn(options.tokens, options.columns, device=options.device, requires_grad=True)
+    gradient = torch.randn(options.tokens, options.rows, device=options.device)
+
+    def passes(keep: float | None) -> Callable[[], None]:
+        layer = torch.nn.Linear(options.columns, options.rows, device=options.device)
+        recipe = Recipe(
+            Scope(("0.weight",), ("0.bias",)), Top(Random(), keep or 1.0), (MaskGradient(), HoldUnselected())
+        )
+        kept = [layer]
+        if keep is not None:
+            tuning = Tuning(
+                recipe, torch.nn.Sequential(layer), forward=lambda model, batch: Output(model(**batch), inputs)
+            )
+            kept += [tuning, tuning.optimizer(engine="packed", gradients="selected")]
+
+        def run(kept: list[Any] = kept) -> None:
+            kept[0](inputs).backward(gradient)
+            kept[0].weight.grad = kept[0].bias.grad = inputs.grad = None
+            if len(kept) > 1:
+                kept[2].zero_grad()
+
+        return run
+
+    return [Way(PLAIN, passes(None)), *(Way(f"layer, keep {keep}", passes(keep)) for keep in (0.001, 0.01, 0.1))]
+
+
+def results(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each way: seconds, and the ratio to its peer."""
+    samples = interleave(ways(options), options.repeats, device=options.device)
+    return [row(name, s, samples[PLAIN if name.startswith("layer") else PEER]) for name, s in samples.items()]
+
+
+def main() -> None:
+    """Print the table; write JSON and docs where asked."""
+    made = parser(__doc__, repeats=31)
+    made.add_argument("--tokens", type=int, default=2048)
+    made.add_argument("--rows", type=int, default=3072)
+    made.add_argument("--columns", type=int, default=768)
+    options = parse(made)
+    if options.quick:
+        options.tokens, options.rows, options.columns = 64, 96, 48
+        options.repeats = min(options.repeats, 3)
+    if options.child:
+        print(json.dumps(results(options)))
+        return
+    rows = measure("products")
+    columns: dict[str, Any] = {
+        "weight gradient": "name",
+        "ms": lambda one: f"{1e3 * one['seconds']:.2f}",
+        "ratio to its peer": shown,
+    }
+    about = (
+        f"`python benchmarks/bench_products.py`: {options.tokens} tokens, {options.columns} -> {options.rows}, "
+        f"float32, medians of {options.repeats} interleaved pairs."
+    )
+    report("products", options, table(rows, columns), rows, about)
+
+
+if __name__ == "__main__":
+    main()
