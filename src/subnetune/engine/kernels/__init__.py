@@ -21,7 +21,8 @@ from subnetune.engine.place import Place
 class Rates(NamedTuple):
     """The numbers of one AdamW step of one tensor; `step` counts from 1 and includes this one.
 
-    The gradient is multiplied by `scale` (a float32 scalar on the tensor's device, or None for 1), then divided by `divisor`.
+    The gradient is multiplied by `scale` (a float32 scalar on the tensor's device, or None for 1), then divided by
+    `divisor`.
     """
 
     lr: float
