@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from subnetune.engine.fused import FusedAdamW
 from subnetune.engine.packed import PackedOptimizer
 from subnetune.engine.reference import innermost
 from subnetune.integrations.checkpoint_folder import OPTIONS
+from subnetune.integrations.optimizers import Wish, engine_name
 from subnetune.integrations.transformers import TunedTrainer
 from subnetune.score.magnitude import Magnitude
 from subnetune.select.bernoulli import Bernoulli
@@ -182,3 +184,11 @@ def test_an_optimizer_of_the_users_own_is_the_reference_engines(asked: dict[str,
     given = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UsageError, match="the optimizer was passed to the trainer"):
         tuned(tmp_path, STATIC, model=model, optimizers=(given, None), **asked)
+
+
+def test_packed_gradients_are_refused_in_several_processes(tmp_path: Path) -> None:
+    trainer = tuned(tmp_path, STATIC)
+    several = SimpleNamespace(optimizer=None, args=SimpleNamespace(world_size=2))
+    told = 'gradients="lean" is not served under the Trainer with several processes.*or gradients="dense"$'
+    with pytest.raises(UsageError, match=told):
+        engine_name(several, trainer.tuning, Wish(gradients="lean"))  # type: ignore[arg-type]
