@@ -2,40 +2,23 @@
 
     python benchmarks/bench_products.py --repeats 31 --output products.json
 
-"sampled" is what the library uses for single entries on the CPU (torch's sampled product), "numba dot" a plain compiled
-loop over the same entries, for comparison; rows and columns are small dense products. "layer" rows are forward and
+Single entries are a loop compiled by numba where that is installed, else torch's sampled product; rows and columns are
+small dense products. "layer" rows are forward and
 backward passes of a whole layer, the plain one being the peer. On a GPU single entries are Triton's.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Callable
 from typing import Any
 
 from harness import Way, interleave, measure, parse, parser, report, row, shown, table
 
-KEEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
+KEEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3)
 LINES = (0.01, 0.1, 0.3, 0.6)
 PEER, PLAIN = "dense weight gradient", "layer, plain"
-
-
-def numba_dot() -> Callable[..., Any]:
-    """Return a compiled function of (rows, tokens), (columns, tokens), flat indices and where each dot is written."""
-    import numba
-
-    @numba.njit(parallel=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-    def dots(left, right, index, out):  # type: ignore[no-untyped-def]
-        columns = right.shape[0]
-        for k in numba.prange(index.size):
-            g, x, total = left[index[k] // columns], right[index[k] % columns], numba.float32(0.0)
-            for i in range(g.size):
-                total += g[i] * x[i]
-            out[k] = total
-
-    return dots
 
 
 def ways(options: argparse.Namespace) -> list[Way]:
@@ -43,7 +26,7 @@ def ways(options: argparse.Namespace) -> list[Way]:
     import torch
 
     from subnetune.core.masks import pack
-    from subnetune.engine.kernels.products import entries_product
+    from subnetune.engine.kernels.products import SampledProduct, entries_product
     from subnetune.engine.place import Place
     from subnetune.engine.products import product_at
 
@@ -53,20 +36,16 @@ def ways(options: argparse.Namespace) -> list[Way]:
     inputs = torch.randn(tokens, columns, device=options.device)
     weight = torch.empty(rows, columns, device=options.device)
     made = [Way(PEER, lambda: gradient.t() @ inputs)]
-    dots = numba_dot() if options.device == "cpu" and importlib.util.find_spec("numba") is not None else None
+    ours = entries_product(options.device)
+    if ours is None:
+        raise SystemExit("there is no product of single entries for this device")
     for keep in KEEPS:
         index = (torch.rand(rows * columns, device=options.device) < keep).nonzero().view(-1)
-        product = entries_product(index, rows, columns)
-        if isinstance(product, str):
-            raise SystemExit(product)
-        made.append(Way(f"entries, keep {keep}", lambda product=product: product(gradient, inputs)))
-        if dots is not None:
-            numbers, out = index.numpy(), torch.empty(index.numel()).numpy()
-
-            def compiled(numbers: Any = numbers, out: Any = out) -> None:
-                dots(gradient.t().contiguous().numpy(), inputs.t().contiguous().numpy(), numbers, out)
-
-            made.append(Way(f"entries, keep {keep}, numba dot", compiled))
+        for name, make in (("", ours.make), (", torch's sampled product", SampledProduct)):
+            if name and (options.device != "cpu" or ours.make is SampledProduct):
+                continue
+            product = make(index, rows, columns)
+            made.append(Way(f"entries, keep {keep}{name}", lambda product=product: product(gradient, inputs)))
     for keep in LINES:
         for axis, name in ((0, "rows"), (1, "columns")):
             chosen = torch.rand((rows, 1) if axis == 0 else (1, columns), device=options.device) < keep
@@ -109,7 +88,7 @@ def layers(options: argparse.Namespace) -> list[Way]:
 
         return run
 
-    return [Way(PLAIN, passes(None)), *(Way(f"layer, keep {keep}", passes(keep)) for keep in (0.001, 0.01, 0.1))]
+    return [Way(PLAIN, passes(None)), *(Way(f"layer, keep {keep}", passes(keep)) for keep in (0.001, 0.01, 0.03, 0.1))]
 
 
 def results(options: argparse.Namespace) -> list[dict[str, Any]]:

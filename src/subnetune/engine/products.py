@@ -27,8 +27,7 @@ from subnetune.engine.place import Place
 # (tokens, rows), (tokens, columns) -> (count,): selected entries of the product of the first, turned, and the second
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-ENTRIES = 0.1  # the fraction of entries from which on the dense product is as fast (benchmarks/bench_products.py)
-LINES = 0.6  # the fraction of whole rows or columns, likewise
+LINES = 0.6  # the fraction of whole rows or columns from which on the dense product is as fast
 
 
 class Plan(NamedTuple):
@@ -136,9 +135,12 @@ def product_at(place: Place, weight: Tensor) -> Product | str:
         if bool(((counts == 0) | (counts == across)).all()):
             chosen = counts.nonzero().view(-1)
             return _Lines(axis, chosen) if keep <= LINES else f"{keep:.2g} of its lines are selected"
-    if keep > ENTRIES:
-        return f"{keep:.2g} of its entries are selected, and above {ENTRIES} the dense product is faster"
-    return entries_product(index, rows, columns)
+    product = entries_product(weight.device.type)
+    if product is None:
+        return f"there is no product of single entries for {weight.device.type} (Triton is not installed)"
+    if keep > product.worth:
+        return f"{keep:.2g} of its entries are selected, and above {product.worth} the dense product is faster"
+    return product.make(index, rows, columns)
 
 
 def _nothing(gradient: Tensor, inputs: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from subnetune import Magnitude, Random, Top, Tuning
 from subnetune.core.errors import UsageError
 from subnetune.core.masks import pack
-from subnetune.engine.kernels.products import entries_product
+from subnetune.engine.kernels.products import SampledProduct, entries_product
 from subnetune.engine.place import Place
-from subnetune.engine.products import ENTRIES, product_at
+from subnetune.engine.products import product_at
 from tiny import bits, differing
 from tower import TOWER, data, tower, tuned
 
@@ -64,11 +64,32 @@ def test_products_of_entries(shape: tuple[int, int], keep: float) -> None:
     mask = torch.rand(shape, generator=random) < keep
     mask[2, 3] = True
     gradient, inputs = torch.randn(11, rows, generator=random), torch.randn(11, columns, generator=random)
-    product = entries_product(mask.view(-1).nonzero().view(-1), rows, columns)
-    found = product(gradient, inputs)
     wanted = (gradient.double().t() @ inputs.double())[mask]
-    assert (found - wanted).norm() <= 1e-6 * wanted.norm()
-    assert torch.equal(product(gradient, inputs), found)
+    for make in (SampledProduct, entries_product("cpu").make):
+        product = make(mask.view(-1).nonzero().view(-1), rows, columns)
+        found = product(gradient, inputs)
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+        assert torch.equal(product(gradient, inputs), found)
+
+
+def test_products_do_not_depend_on_the_number_of_threads_and_pass_nan_on() -> None:
+    random = torch.Generator().manual_seed(0)
+    gradient, inputs = torch.randn(33, 200, generator=random), torch.randn(33, 300, generator=random)
+    index = (torch.rand(200 * 300, generator=random) < 0.1).nonzero().view(-1)
+    product, threads = entries_product("cpu").make(index, 200, 300), torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(product(gradient, inputs))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    gradient[5, 7] = float("nan")
+    inputs[3, 11] = float("inf")
+    spoilt = product(gradient, inputs)
+    assert torch.equal(spoilt.isnan(), index // 300 == 7)
+    assert torch.equal(spoilt.isinf(), (index % 300 == 11) & (index // 300 != 7))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -81,7 +102,7 @@ def test_lines_are_found_and_computed(axis: int) -> None:
     assert type(product).__name__ == "_Lines"
     torch.testing.assert_close(product(gradient, inputs), (gradient.t() @ inputs)[mask], rtol=1e-6, atol=1e-6)
     mask[7, 7] = True
-    assert "above 0.1 the dense product is faster" in product_at(Place.of_bits(pack(mask), 64), torch.empty(8, 8))
+    assert "the dense product is faster" in product_at(Place.of_bits(pack(mask), 64), torch.empty(8, 8))
 
 
 @pytest.mark.parametrize("recipe", [SPARSE, ROWS, COLUMNS], ids=["entries", "rows", "columns"])
@@ -213,7 +234,6 @@ def test_copies_and_pickles_are_plain_layers_and_closing_restores() -> None:
 
 
 def test_what_is_not_worth_it_stays_lean_and_is_named() -> None:
-    assert ENTRIES == 0.1
     with pytest.raises(UsageError, match=r"no layer to work on.*of its entries are selected.*gradients=\"lean\""):
         tuned("selected", recipe=TOWER)
     with pytest.raises(UsageError, match=r"no product for torch.bfloat16 on cpu"):

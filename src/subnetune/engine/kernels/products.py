@@ -5,25 +5,43 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def entries_product(index: Tensor, rows: int, columns: int) -> Callable[[Tensor, Tensor], Tensor] | str:
-    """Return a function of (tokens, rows) and (tokens, columns): entries of the first, turned, times the second.
+class EntriesProduct(NamedTuple):
+    """What gives entries of the first matrix, turned, times the second: (tokens, rows), (tokens, columns) -> (count,).
 
-    `index` holds the ascending flat indices of these entries in (rows, columns), int64; the result has their order,
-    (count,). A string says why there is none.
+    Above `worth`, the fraction of entries, the dense product is faster (benchmarks/bench_products.py).
     """
-    if index.device.type == "cpu":
-        return SampledProduct(index, rows, columns)
-    if index.device.type == "cuda" and importlib.util.find_spec("triton") is not None and rows * columns < 1 << 31:
-        from subnetune.engine.kernels.gpu_products import selected_products
 
-        flat = index.to(torch.int32)
-        return lambda gradient, inputs: selected_products(gradient, inputs, flat)
-    return f"there is no product of single entries for {index.device.type} (Triton is not installed)"
+    make: Callable[[Tensor, int, int], Callable[[Tensor, Tensor], Tensor]]  # of ascending flat indices, rows, columns
+    worth: float
+
+
+def entries_product(device_type: str) -> EntriesProduct | None:
+    """Return what is fastest on this kind of device; None where there is nothing."""
+    if device_type == "cpu" and importlib.util.find_spec("numba") is not None:
+        from subnetune.engine.kernels import cpu_products
+
+        return EntriesProduct(partial(_indexed, cpu_products.selected_products), 0.2)
+    if device_type == "cpu":
+        return EntriesProduct(SampledProduct, 0.1)
+    if device_type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from subnetune.engine.kernels import gpu_products
+
+        return EntriesProduct(partial(_indexed, gpu_products.selected_products), 0.1)
+    return None
+
+
+def _indexed(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor], index: Tensor, rows: int, columns: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    narrow = index.to(torch.int32) if rows * columns < 1 << 31 else index
+    return lambda gradient, inputs: function(gradient, inputs, narrow)
 
 
 class SampledProduct:
