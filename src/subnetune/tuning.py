@@ -260,6 +260,7 @@ class Tuning(Facts):
         loaded = restore(state, self._identity(), like)
         first = first_mask(self.recipe, loaded.state, self.selected(), Step(loaded.index, self._steps))
         self._check_ranks(loaded.index, first)
+        self._check_same_child(first)
         anchor = Anchors(loaded.anchor, loaded.entries, loaded.prints, self._binding, lambda: first)
         anchor.check()
         self._state, self._anchor, self._unprepared = loaded.state, anchor, loaded.unprepared

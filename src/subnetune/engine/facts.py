@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from subnetune.core.description import Description
+from subnetune.core.errors import LifeCycleError
 from subnetune.core.fingerprint import Fingerprint
 from subnetune.core.masks import mask_digest
 from subnetune.core.recipe import Recipe
@@ -50,6 +51,16 @@ class Facts:
 
     def _check_ranks(self, index: int, mask: Mask | None) -> None:
         check_same_on_all_ranks({**self._identity(), "index": index}, mask, self.selected(), self._binding.place[0])
+
+    def _check_same_child(self, mask: Mask | None) -> None:
+        # Engines look at a static mask once: another one under an optimizer that is served would train two children.
+        if self._engine is None or not self._static():
+            return
+        if mask_digest(*self._binding.unsharded(mask)) != self.mask_digest():
+            raise LifeCycleError(
+                "this state selects other entries than the optimizer that is served already: load the state first, "
+                "then call tuning.optimizer(...)"
+            )
 
     def _static(self) -> bool:
         return self.recipe.selector is not None and self.recipe.selector.static

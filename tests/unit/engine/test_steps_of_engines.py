@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError, LifeCycleError
 from subnetune.core.recipe import Recipe, Scope
+from subnetune.score.fisher import Fisher
 from subnetune.score.magnitude import Magnitude
 from subnetune.select.top import Top
 from subnetune.tuning import Tuning
@@ -101,3 +102,17 @@ def test_the_state_of_another_engine_is_refused_and_says_which(engine: str, othe
     with pytest.raises(CheckpointError, match=other):
         here.load_state_dict(saved)
     assert not here.state_dict()["state"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_state_of_another_child_comes_before_the_optimizer(engine: str) -> None:
+    recipe = Recipe(Scope(("@layers",), ("@head",)), Top(Fisher(), keep=0.3), (HoldUnselected(),))
+    other, here = (Tuning(recipe, tiny("bert").eval(), batches=[batch(seed=seed)], steps=8) for seed in (1, 2))
+    state = other.state_dict()
+    assert other.mask_digest() != here.mask_digest()
+    here.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2)
+    digest = here.mask_digest()
+    with pytest.raises(LifeCycleError, match="load the state first"):
+        here.load_state_dict(state)
+    assert here.mask_digest() == digest
+    here.load_state_dict(here.state_dict())
