@@ -4,7 +4,7 @@ Packed: every bit, over a run. Fused: each step from the same state within 4 uni
 every held entry to the bit. The unit is that of the larger of old and new weight against torch's fused AdamW under the
 reference engine. Torch's loop takes square roots (MKL's) that are not rounded like those of torch's fused kernel and
 of ours, so that torch's own two AdamWs differ by as much: against the loop the unit is that of the largest term of the
-sum, |old|, |new| or |new - old|.
+sum, |old|, |new| or |new - old|. So it is for the last entries of a tensor, which fill no vector register.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tiny import bits, differing
 STEPS = 6
 ADAMW = {"lr": 1e-2, "weight_decay": 0.1}
 ULPS = 4
+REGISTER = 16  # entries: torch's fused AdamW rounds the last numel % 16 of a tensor by other code, as its loop does
 Under: TypeAlias = Callable[[str], None]
 # Rows on BERT in the default run, by the kernels under the engine. All others are slow.
 QUICK = {
@@ -203,8 +204,10 @@ def test_fused_is_within_rounding_of_the_reference_engine(case: Case, kind: str,
             by.zero_grad()
         wanted, got = bits(model), bits(other)
         for name, old in before.items():
-            terms = (old, wanted[name] - old) if loop else (old,)
-            assert ulps(got[name], wanted[name], *terms).max() <= ULPS, f"{name} in step {index + 1}"
+            step = wanted[name] - old
+            if not loop:
+                step.view(-1)[: step.numel() - step.numel() % REGISTER] = 0.0
+            assert ulps(got[name], wanted[name], old, step).max() <= ULPS, f"{name} in step {index + 1}"
             if not leaks and name in chosen:
                 held = ~chosen[name]
                 assert torch.equal(got[name][held].view(torch.int32), old[held].view(torch.int32)), name
