@@ -11,7 +11,8 @@ import torch
 import torch.multiprocessing as mp
 
 from distributed import lean_job as job
-from tiny import differing
+from tiny import bits, differing
+from tower import tower
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lean-ranks")]
 
@@ -30,6 +31,15 @@ def test_ranks_have_the_bits_of_dense_gradients(check: str, found) -> None:
         assert differing(rank[check]["dense"]["weights"], rank[check]["lean"]["weights"]) == []
         assert rank[check]["dense"]["norms"] == rank[check]["lean"]["norms"]
     assert differing(found[0][check]["lean"]["weights"], found[1][check]["lean"]["weights"]) == []
+
+
+def test_shards_know_the_base(found) -> None:
+    base = bits(tower())
+    for rank in found:
+        for gradients in ("dense", "lean"):
+            values = rank["sharded"][gradients]["base"]
+            assert len(values) > 5
+            assert differing(values, {name: base[name] for name in values}) == []
 
 
 @pytest.mark.parametrize("check", ["replicated", "checkpointed"])

@@ -5,7 +5,8 @@ gradient. The optimizer's groups list the leaf in the tensor's place, so that a 
 packed and summed here has the bits that the dense gradient would have had there.
 
 Whoever clips or measures by the model's own parameters sees whole tensors alone: clip with `tuning.clip`. A backward
-pass that is thrown away is thrown away by `optimizer.zero_grad()`, which `model.zero_grad()` does not reach.
+pass that is thrown away is thrown away by `optimizer.zero_grad()`, since `model.zero_grad()` does not reach leaves. An
+overflow in an unselected entry, which no step would use, does not make a GradScaler skip the step.
 """
 
 from __future__ import annotations

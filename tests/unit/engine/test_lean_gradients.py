@@ -163,6 +163,29 @@ def test_a_compiled_model() -> None:
     assert differing(ends[0], ends[1]) == []
 
 
+@pytest.mark.slow
+def test_accelerate_in_one_process() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    ends = []
+    for gradients in ("dense", "lean"):
+        tuning, optimizer = tuned(gradients)
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+        model, prepared, scheduled = accelerator.prepare(tuning.model, optimizer, schedule)
+        happened = []
+        for index in range(6):
+            with accelerator.accumulate(model):
+                accelerator.backward(tuning.forward(data(index), model=model).loss)
+                if accelerator.sync_gradients:
+                    tuning.clip(0.1)
+                happened.append(tuning.step(prepared))
+                scheduled.step()
+                prepared.zero_grad()
+        assert happened == [False, True] * 3
+        ends.append(bits(tuning.model))
+    assert differing(ends[0], ends[1]) == []
+
+
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
