@@ -7,7 +7,7 @@ distance from a full register, and everything else in full registers before them
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ _LANES = (
 )
 
 
-class Tail(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Tail:
     """The layout of a leaf of `length` entries: `count` values, the last ones (`slots`, int64) at the leaf's end.
 
     Between steps a leaf holds its values as its first `count` entries; `spread` moves them to their slots for a step,
