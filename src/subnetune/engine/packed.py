@@ -85,6 +85,8 @@ class PackedOptimizer(ServedOptimizer):
             leaf.data = local.detach()
             leaf.grad = self._scaled(gradient, name)
             return True
+        if not leaf.numel():
+            leaf.data = self._empty_leaf(local, self._tails[name])
         values = _entries(leaf.detach(), place)
         if self._precision.converts(local):
             self._precision.read(values, packed(local.detach(), place).view(values.shape))
@@ -115,6 +117,8 @@ class PackedOptimizer(ServedOptimizer):
             local.detach().copy_(values)
         else:
             kernels_for(local.device.type).scatter(values, place, _storage(local))
+        if self._precision.kind != "master":  # the model has the values: between steps a leaf needs no memory
+            self._leaves[name].data = values.new_empty(0)
 
     def _shares(self, local: Tensor, place: Place | None) -> bool:
         """Whether the leaf is the parameter's own storage."""
