@@ -135,12 +135,14 @@ class Bench:
     def ours(self, name: str, tuning: Any, model: Any, engine: str, target: float | None, before: int = 0) -> None:
         from workloads import RATES
 
-        optimizer = tuning.optimizer(engine=engine, **RATES)
+        # The class's own step at its fastest, where the engine takes it; the fused engine has its own.
+        how = {"fused": True} if engine in ("packed", "reference") else {}
+        optimizer = tuning.optimizer(engine=engine, **how, **RATES)
         for _ in range(before):
             self.gradients.refresh(model)
             tuning.step(optimizer)
-        how = {"optimizer": optimizer, "tuning": tuning, "trains": model, "target": target}
-        self.add(name, model, lambda: tuning.step(optimizer), **how)
+        facts = {"optimizer": optimizer, "tuning": tuning, "trains": model, "target": target}
+        self.add(name, model, lambda: tuning.step(optimizer), **facts)
 
     def lean(self, keep: float, embeddings: str = "whole") -> None:
         """Add steps with a fabricated backward, of this and of the peer, and such passes alone."""
