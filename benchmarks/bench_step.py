@@ -6,8 +6,9 @@
 Each group is timed in processes of its own, its rows in turn with torch's fused AdamW of full fine-tuning (all 110
 million entries). Weights are random, gradients fabricated and fresh before every step; all masking and packing counts.
 In the groups `lean-*` gradients are packed as autograd produces them, so there each step is measured together with a
-(fabricated) backward pass, less such a pass alone, and so is the peer. Masks of D are uniformly random: the worst case
-for the caches. Slow peers (foreach, the published update, the reference engine) are repeated less often.
+(fabricated) backward pass, less such a pass alone, and so is the peer; glibc is told to keep freed memory then, since
+who pays for its return (page faults) would depend on the order of the rows. Masks of D are uniformly random: the worst
+case for the caches. Slow peers (foreach, the published update, the reference engine) are repeated less often.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from harness import Samples, Way, goal, interleave, measure, minus, parse, parser, pooled, report, row, shown, table
 
 PEER = "torch AdamW, fused"
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 SLOW = 8  # repetitions of what takes a second and more
 MIB = 2**20
 
@@ -240,7 +242,8 @@ def main() -> None:
         made.error(f"no such group: {sorted(unknown)[0]}; groups are {', '.join(GROUPS)}")
     rows, peers = [], {}
     for group in chosen:
-        runs = [measure(group) for _ in range(options.processes)]
+        extra = KEEP_MEMORY if group.startswith("lean") else {}
+        runs = [measure(group, extra) for _ in range(options.processes)]
         samples = pooled(run["samples"] for run in runs)
         rows += rows_of(group, samples, runs[0]["facts"])
         peers[group] = samples[PEER]
