@@ -135,7 +135,7 @@ def main() -> None:
     made.add_argument("--tokens", type=int, default=64)
     options = parse(made)
     if options.quick:
-        options.repeats, options.processes = min(options.repeats, 4), 1
+        options.repeats, options.processes, options.models = min(options.repeats, 4), 1, "bert"
     if options.child:
         print(json.dumps(child(options)))
         return
