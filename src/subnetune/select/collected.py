@@ -21,12 +21,12 @@ def add_squares(state: State, params: Params, mask: Mask | None, step: Step) -> 
     _check_finite(gradients, params, step)
     scores, visits = state["scores"], state["visits"]
     for name, gradient in gradients.items():
-        square = gradient.to(torch.promote_types(gradient.dtype, torch.float32)).square()
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         if mask is not None:
             chosen = mask[name]
-            square.masked_fill_(~chosen, 0.0)
+            wide = torch.where(chosen, wide, 0.0)
             visits[name] = visits[name] + chosen if name in visits else chosen.to(torch.int32)
-        scores[name] = scores[name].add_(square) if name in scores else square
+        scores[name] = scores[name].addcmul_(wide, wide) if name in scores else wide.square()
 
 
 def importance(state: State, params: Params, length: int, penalty: bool | str) -> dict[str, Tensor]:
@@ -51,14 +51,20 @@ def importance(state: State, params: Params, length: int, penalty: bool | str) -
 def _check_finite(gradients: Params, params: Params, step: Step) -> None:
     if not gradients:
         return
-    bad = torch.stack([gradient.numel() - gradient.isfinite().sum() for gradient in gradients.values()])
-    if any(placement(p).sharded for p in params.values()):
+    # One pass each: the extremes are not finite where any entry is not. What is wrong is counted afterwards.
+    ends = [torch.stack(torch.aminmax(g)) if g.numel() else g.new_zeros(2) for g in gradients.values()]
+    bad = (~torch.stack(ends).isfinite()).sum(1)
+    sharded = any(placement(p).sharded for p in params.values())
+    if sharded:
         bad = all_reduce_sum(bad)  # every rank raises, or none
     if not bool(bad.any()):  # one question to the device for all tensors
         return
     first = int(bad.nonzero()[0])
+    name, gradient = list(gradients.items())[first]
+    count = gradient.isfinite().logical_not().sum()
+    count = all_reduce_sum(count) if sharded else count
     raise NumericError(
-        f"step {step.index}: the gradient of {list(gradients)[first]!r} has {int(bad[first])} entries that are NaN or "
+        f"step {step.index}: the gradient of {name!r} has {int(count)} entries that are NaN or "
         "infinite, and squares of it would decide what trains; lower the learning rate, clip, or look for the batch "
         "that does it (under fp16 let a GradScaler skip such steps)"
     )

@@ -102,7 +102,7 @@ def rates_of(rates: Rates) -> Array:
         np.float32(pull) - 1 if far else pull,  # in float32, as torch's lerp
         rates.beta2,
         1 - rates.beta2,
-        (1 - rates.beta2**rates.step) ** 0.5,
+        (1 - rates.beta2**rates.step) ** -0.5,
         rates.eps,
         rates.lr / (1 - rates.beta1**rates.step),
         1.0 if rates.scale is None else float(rates.scale),

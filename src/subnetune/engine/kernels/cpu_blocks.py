@@ -60,7 +60,7 @@ ALL = uint16(0xFFFF)
 
 @part
 def spread_rates(rates):  # type: ignore[no-untyped-def]
-    """Return the ten numbers of `cpu.rates_of` as vectors, the last one as lanes."""
+    """Return the ten numbers of `cpu.rates_of` as vectors, the last one as lanes; then whether gradients are divided."""
     return (
         spread(rates[0]),
         spread(rates[1]),
@@ -72,18 +72,25 @@ def spread_rates(rates):  # type: ignore[no-untyped-def]
         spread(rates[7]),
         spread(rates[8]),
         lanes(uint16(ALL if rates[9] != 0 else 0)),
+        rates[8] != float32(1),
     )
 
 
 @part
 def step(weight, gradient, first, second, rates):  # type: ignore[no-untyped-def]
-    """Return AdamW's new weight and averages, each operation rounded as torch rounds it (it fuses the same ones)."""
-    decay, pull, beta, rest, correction, eps, size, scale, divisor, far = rates
-    gradient = gradient * scale / divisor
+    """Return AdamW's new weight and averages, rounded as torch rounds them (it fuses the same operations), but for one.
+
+    A quotient takes as long as eight products: where the loop waits for nothing else, each is felt. So the root is
+    multiplied by what torch divides it by, of which no difference is taken afterwards that would enlarge the rounding.
+    """
+    decay, pull, beta, rest, correction, eps, size, scale, divisor, far, divides = rates
+    gradient = gradient * scale
+    if divides:
+        gradient = gradient / divisor
     # lerp, from the end that is nearer, so that a weight of one gives the gradient itself
     first = times_plus(pull, gradient - first, choose(far, gradient, first))
     second = times_plus(rest * gradient, gradient, second * beta)
-    return weight * decay - size * first / (root(second) / correction + eps), first, second
+    return weight * decay - size * first / (root(second) * correction + eps), first, second
 
 
 @part

@@ -23,7 +23,7 @@ from subnetune.engine.kernels.cpu_blocks import BLOCK, SLACK, Array
 from subnetune.engine.kernels.cpu_loops import compiled_entry
 from subnetune.engine.place import Place
 
-_RUN = 16  # neighbouring blocks that one thread takes together
+_RUN = 64  # neighbouring blocks that one thread takes together
 WHOLE, HASHED, MASKED, AT_BITS, AT_INDEX = range(5)
 # Columns of the table.
 KIND, WEIGHTS, GRADIENT, FIRST, SECOND, SIZE, RATES, PLACE, RANKS, ZERO, HOLD, PACKED, START, KEY, LIMIT = range(15)
