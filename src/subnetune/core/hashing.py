@@ -35,8 +35,9 @@ _SCORE_STEP = -1  # uniform scores are drawn at a step that no training step has
 def keys(seed: int, step: int, name: str, high: int = 0) -> tuple[int, int]:
     """Return the two 32-bit keys for the entries of tensor `name` whose index has the high word `high`."""
     text = f"{seed:d}/{step:d}/{name}".encode()
-    digest = hashlib.blake2b(text, digest_size=8, salt=high.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+    salt = high.to_bytes(8, "little") if high else b""  # a salt of zeros is none
+    words = int.from_bytes(hashlib.blake2b(text, digest_size=8, salt=salt).digest(), "little")
+    return words & 0xFFFFFFFF, words >> 32
 
 
 def hash_range(

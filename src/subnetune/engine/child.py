@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from subnetune.core.masks import full_bits, mask_of, pack
 from subnetune.core.recipe import Recipe
 from subnetune.core.structure import Structure
-from subnetune.core.types import Live, Mask, placement
+from subnetune.core.types import Live, Mask, State, Step, placement
 from subnetune.engine.place import Place
 from subnetune.engine.views import local_view
 
@@ -35,6 +35,9 @@ class Host(Protocol):
 
     def live(self, optimizer: torch.optim.Optimizer | None = None) -> Live:
         """Return the selected tensors, anchors, mask and state of the step that is under way."""
+
+    def stage(self) -> tuple[State, Step]:
+        """Return the selector's state and the step that is under way: what `live` has of them, for less."""
 
     def advance(self) -> None:
         """Count one optimizer step that really happened."""

@@ -15,7 +15,7 @@ from subnetune.core.fingerprint import Fingerprint
 from subnetune.core.masks import mask_digest
 from subnetune.core.recipe import Recipe
 from subnetune.core.scope import Resolved
-from subnetune.core.types import Mask, Params
+from subnetune.core.types import Mask, Params, State, Step
 from subnetune.engine.anchors import Anchors
 from subnetune.engine.binding import Binding
 from subnetune.engine.choice import Choice, EngineName, PrecisionName, choose
@@ -36,6 +36,7 @@ class Facts:
     _unprepared: dict[str, Tensor]
     _started: bool
     _index: int
+    _state: State
     _engine: ReferenceEngine | None
 
     @abstractmethod
@@ -80,6 +81,10 @@ class Facts:
     def index(self) -> int:
         """Number of optimizer steps that really happened."""
         return self._index
+
+    def stage(self) -> tuple[State, Step]:
+        """Return the selector's state and the step that is under way."""
+        return self._state, Step(self._index, self._steps)
 
     @property
     def fingerprint(self) -> Fingerprint:

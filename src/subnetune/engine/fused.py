@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError
 from subnetune.core.hashing import keys, threshold
-from subnetune.core.types import Live, is_sharded, placement
+from subnetune.core.types import Mask, is_sharded, placement
 from subnetune.engine.child import Child, flat, mask_bits
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, kernels_for
 from subnetune.engine.place import Place
@@ -33,6 +33,14 @@ class Treated(NamedTuple):
 
     treatment: Treatment
     rescale: bool
+
+
+class Drawn(NamedTuple):
+    """A random mask of entries, drawn at this step: an entry is selected iff its hash lies below `limit`."""
+
+    seed: int
+    step: int
+    limit: int
 
 
 @dataclass(slots=True)
@@ -58,11 +66,14 @@ class FusedAdamW(ServedOptimizer):
 
     def update(self) -> None:
         """Update each tensor that has a gradient, all in one call of the kernels."""
-        live = self.child.host.live(self)
-        keep = live.state.get("keep") if self._treated.rescale and live.mask is not None else None
-        treatment, jobs = self._treated.treatment, list[Job]()
-        masks = not self._packs and live.mask is not None and any(treatment)
-        limit = threshold(live.state["keep"]) if self._random else None
+        state, moment = self.child.host.stage()
+        selector, treatment, jobs = self.child.host.recipe.selector, self._treated.treatment, list[Job]()
+        # What is not looked at is not put together: a static mask is known as places, a random one by its hash.
+        mask = None if selector is None or self._packs or self._random else self.child.host.live(self).mask
+        drawn = Drawn(state["seed"], moment.index, threshold(state["keep"])) if self._random else None
+        unmasked = selector is None or (mask is None and not self._packs and drawn is None)
+        keep = state.get("keep") if self._treated.rescale and not unmasked else None
+        masks = not (unmasked or self._packs) and any(treatment)
         for group in self.param_groups:
             known: dict[tuple[int, bool], Rates] = {}
             for name in group["param_names"]:
@@ -71,19 +82,37 @@ class FusedAdamW(ServedOptimizer):
                 gradient = self.gradient(name, local, place)
                 if gradient is None:
                     continue
-                state = self._state(name, local, place)
-                state.step += 1
+                own = self._state(name, local, place)
+                own.step += 1
                 rescaled = keep is not None and name in self.child.selected
-                kind = state.step, rescaled
+                kind = own.step, rescaled
                 if kind not in known:
-                    known[kind] = self._rates(group, state.step, keep if keep and rescaled else 1.0)
+                    known[kind] = self._rates(group, own.step, keep if keep and rescaled else 1.0)
                 dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
                 if masks and name in self.child.selected:
-                    jobs += _masked(local, dense, state.moments, known[kind], treatment, name, limit, live)
+                    job = Job(local, dense, own.moments, known[kind], None, treatment)
+                    jobs += self._masked(job, name, drawn, mask)
                 else:
-                    jobs.append(Job(local, dense, state.moments, known[kind], place, treatment))
+                    jobs.append(Job(local, dense, own.moments, known[kind], place, treatment))
         if jobs:
             kernels_for(jobs[0].weights.device.type).adamw_all(jobs)
+
+    def _masked(self, job: Job, name: str, drawn: Drawn | None, mask: Mask | None) -> list[Job]:
+        """Return what is to be done for a tensor whose mask is that of this step alone, beside dense moments."""
+        local, gradient, moments, rates, _, treatment = job
+        sharded = is_sharded(local)
+        if drawn is not None and not sharded and local.numel() < _WORD:
+            words = keys(drawn.seed, drawn.step, name)
+            return [Job(local, gradient, moments, rates, Hashed(*words, drawn.limit, 0), treatment)]
+        if drawn is None or (sharded and tuple(local.shape[1:]) != placement(local).shape[1:]):
+            mask = self.child.host.live(self).mask if mask is None else mask
+            assert mask is not None
+            return [Job(local, gradient, moments, rates, mask_bits(mask, name, local), treatment)]
+        weights, seen, (m, v) = local.detach().view(-1), gradient.view(-1), (moment.view(-1) for moment in moments)
+        return [
+            Job(weights[low:high], seen[low:high], Moments(m[low:high], v[low:high]), rates, hashed, treatment)
+            for low, high, hashed in _runs(name, local, drawn)
+        ]
 
     def _rates(self, group: Mapping[str, Any], step: int, divisor: float) -> Rates:
         beta1, beta2 = map(float, group["betas"])
@@ -135,35 +164,7 @@ class FusedAdamW(ServedOptimizer):
         return tuple(local.shape) if place is None else (place.count,)
 
 
-def _masked(
-    local: Tensor,
-    gradient: Tensor,
-    moments: Moments,
-    rates: Rates,
-    treatment: Treatment,
-    name: str,
-    limit: int | None,
-    live: Live,
-) -> list[Job]:
-    """Return what is to be done for a tensor whose mask is that of this step alone, beside dense moments.
-
-    `limit` is that of a random mask of entries, or None.
-    """
-    sharded = is_sharded(local)
-    if limit is None or (sharded and tuple(local.shape[1:]) != placement(local).shape[1:]):
-        assert live.mask is not None
-        return [Job(local, gradient, moments, rates, mask_bits(live.mask, name, local), treatment)]
-    if not sharded and local.numel() < _WORD:
-        mask = Hashed(*keys(live.state["seed"], live.step.index, name), limit, 0)
-        return [Job(local, gradient, moments, rates, mask, treatment)]
-    weights, seen, (m, v) = local.detach().view(-1), gradient.view(-1), (moment.view(-1) for moment in moments)
-    return [
-        Job(weights[low:high], seen[low:high], Moments(m[low:high], v[low:high]), rates, mask, treatment)
-        for low, high, mask in _runs(name, local, limit, live)
-    ]
-
-
-def _runs(name: str, local: Tensor, limit: int, live: Live) -> Iterator[tuple[int, int, Hashed]]:
+def _runs(name: str, local: Tensor, drawn: Drawn) -> Iterator[tuple[int, int, Hashed]]:
     """Yield the flat range of each run of entries whose indices share their high word, with its mask."""
     where = placement(local)
     inner = local.numel() // local.shape[0] if local.dim() and local.shape[0] else 1
@@ -172,6 +173,6 @@ def _runs(name: str, local: Tensor, limit: int, live: Live) -> Iterator[tuple[in
     while low < local.numel():
         first = begin + low
         high = min(local.numel(), low + _WORD - first % _WORD)
-        words = keys(live.state["seed"], live.step.index, name, first // _WORD)
-        yield low, high, Hashed(*words, limit, first % _WORD)
+        words = keys(drawn.seed, drawn.step, name, first // _WORD)
+        yield low, high, Hashed(*words, drawn.limit, first % _WORD)
         low = high

@@ -60,7 +60,7 @@ ALL = uint16(0xFFFF)
 
 @part
 def spread_rates(rates):  # type: ignore[no-untyped-def]
-    """Return the ten numbers of `cpu.rates_of` as vectors, the last one as lanes; then whether gradients are divided."""
+    """Return the numbers of `cpu.rates_of` as vectors, the last one as lanes; then whether gradients are divided."""
     return (
         spread(rates[0]),
         spread(rates[1]),

@@ -111,10 +111,22 @@ class Work:
         rates = {id(job.rates): job.rates for job in jobs}  # most jobs share one
         numbered = {key: number for number, key in enumerate(rates)}
         self.numbers = np.stack([numbers(each) for each in rates.values()])
-        self.table = np.array([_row(job, numbered[id(job.rates)]) for job in jobs], np.int64)
+        self.table = np.zeros((len(jobs), LIMIT + 1), np.int64)
+        self._fill(jobs)  # column by column: half the time that rows take
+        self.table[:, RATES] = [numbered[id(job.rates)] for job in jobs]
         blocks = -(-self.table[:, SIZE] // BLOCK)
         self.starts = np.cumsum(blocks) - blocks
         self.owners = np.repeat(np.arange(len(jobs)), blocks)
+
+    def _fill(self, jobs: Sequence[Job]) -> None:
+        table = self.table
+        table[:, WEIGHTS] = [_address(job.weights) for job in jobs]
+        table[:, GRADIENT] = [_address(job.gradient) for job in jobs]
+        table[:, FIRST] = [job.moments.first.data_ptr() for job in jobs]
+        table[:, SECOND] = [job.moments.second.data_ptr() for job in jobs]
+        table[:, ZERO] = [job.treatment.zero_gradient for job in jobs]
+        table[:, HOLD] = [job.treatment.hold for job in jobs]
+        table[:, [KIND, SIZE, PACKED, PLACE, RANKS, START, KEY, LIMIT]] = [_described(job) for job in jobs]
 
     def run(self, threads: int) -> None:
         """Do it in so many threads."""
@@ -125,34 +137,33 @@ class Work:
             many_parallel(self.table, self.numbers, self.owners, self.starts, threads, runs)
 
 
-def _row(job: Job, rates: int) -> list[int]:
-    weights, gradient, (first, second), _, mask, (zero, hold) = job
-    row = [WHOLE, _at(weights), _at(gradient), first.data_ptr(), second.data_ptr(), weights.numel(), rates]
-    row += [0, 0, zero, hold, 0, 0, 0, 0]
-    entries, seen = weights.numel(), weights.numel()
-    if isinstance(mask, Place):
-        packed = is_packed(gradient, mask)
-        entries, seen = mask.count, mask.count if packed else mask.size
-        row[PACKED] = packed
-        if mask.index is not None:  # its blocks are of the index
-            row[KIND], row[SIZE], row[PLACE] = AT_INDEX, mask.count, mask.index.data_ptr()
-        elif mask.bits is not None and mask.ranks is not None:
-            row[KIND], row[PLACE], row[RANKS] = AT_BITS, mask.bits.data_ptr(), mask.ranks.data_ptr()
-    elif isinstance(mask, Hashed):
+def _described(job: Job) -> tuple[int, int, bool, int, int, int, int, int]:
+    """Return kind, entries to go through, whether the gradient is packed, and what the mask says."""
+    weights, gradient, (first, second), _, mask, _ = job
+    size = seen = trains = weights.numel()
+    kind, packed, place, ranks, start, key, limit = WHOLE, False, 0, 0, 0, 0, 0
+    if isinstance(mask, Hashed):
         if mask.limit < _EVERY:
-            row[KIND], row[START], row[KEY], row[LIMIT] = HASHED, mask.start + mask.first, mask.second, mask.limit
+            kind, start, key, limit = HASHED, mask.start + mask.first, mask.second, mask.limit
+    elif isinstance(mask, Place):
+        trains, packed = mask.count, is_packed(gradient, mask)
+        seen = trains if packed else mask.size
+        if mask.index is not None:  # its blocks are of the index
+            kind, size, place = AT_INDEX, mask.count, mask.index.data_ptr()
+        elif mask.bits is not None and mask.ranks is not None:
+            kind, place, ranks = AT_BITS, mask.bits.data_ptr(), mask.ranks.data_ptr()
     elif mask is not None:
-        if mask.dtype != torch.uint8 or 8 * mask.numel() < entries or not mask.is_contiguous():
-            raise UsageError(f"the bits of {entries} entries cannot be {tuple(mask.shape)} of {mask.dtype}")
-        row[KIND], row[PLACE] = MASKED, mask.data_ptr()
-    if not (gradient.numel() == seen and first.numel() == second.numel() == entries):
+        if mask.dtype is not torch.uint8 or 8 * mask.numel() < size or not mask.is_contiguous():
+            raise UsageError(f"the bits of {size} entries cannot be {tuple(mask.shape)} of {mask.dtype}")
+        kind, place = MASKED, mask.data_ptr()
+    if not (gradient.numel() == seen and first.numel() == second.numel() == trains):
         raise UsageError(
-            f"a gradient of {gradient.numel()} and moments of {first.numel()} entries do not fit {entries} that train"
+            f"a gradient of {gradient.numel()} and moments of {first.numel()} entries do not fit {trains} that train"
         )
-    return row
+    return kind, size, packed, place, ranks, start, key, limit
 
 
-def _at(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     """Return the address of a tensor that the loops can work on. Compiled code checks nothing any more."""
     if tensor.dtype is not torch.float32 or not tensor.is_cpu or not tensor.is_contiguous():
         raise UsageError(
