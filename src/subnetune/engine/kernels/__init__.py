@@ -144,8 +144,3 @@ def kernels_for(device_type: str) -> Kernels:
     from subnetune.engine.kernels.plain import PlainKernels
 
     return PlainKernels()
-
-
-def compiled(device: torch.device) -> bool:
-    """Whether the kernels of this device are compiled ones."""
-    return kernels_for(device.type).name != "torch"

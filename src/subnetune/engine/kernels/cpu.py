@@ -1,6 +1,6 @@
 """The kernels for CPU tensors, compiled by numba: one pass over memory, in as many threads as torch uses.
 
-The first call of an operation compiles it (a second or two), unless a process before has left the machine code in
+The first call of an operation compiles it (seconds), unless a process before has left the machine code in
 numba's cache (see `cpu_loops`). Small tensors, and processes forked after numba's threads were started, use one thread.
 """
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from subnetune.core.errors import UsageError
-from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, cpu_loops, cpu_many, is_packed
+from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, cpu_loops, cpu_many
 from subnetune.engine.kernels.cpu_blocks import Array
 from subnetune.engine.kernels.plain import PlainKernels
 from subnetune.engine.place import BLOCK, Place
 
 _FEW = 16  # blocks below which a second thread does not pay
-_EVERY = 1 << 31  # a limit above every signed word
+_NO_MASK = Treatment(False, False)
 # Entries are moved as numbers of their width. float32 has vector loops, and a move keeps every bit of it.
 _CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.float32, 8: torch.int64}
 _ADDED = (torch.float32, torch.float64)
@@ -56,40 +56,29 @@ class CpuKernels:
 
     def adamw(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
         """Update every entry in place."""
-        _run(cpu_loops.WHOLE, weights.numel(), *_state(weights, gradient, moments, rates))
+        self.adamw_all([Job(weights, gradient, moments, rates, None, _NO_MASK)])
 
     def adamw_hashed(
         self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, mask: Hashed, treatment: Treatment
     ) -> None:
         """Update in place under a random mask."""
-        if mask.limit >= _EVERY:
-            self.adamw(weights, gradient, moments, rates)
-            return
-        state = _state(weights, gradient, moments, rates)
-        hashed = (mask.start + mask.first, mask.second, mask.limit)
-        _run(cpu_loops.HASHED, weights.numel(), *state, *hashed, treatment.zero_gradient, treatment.hold)
+        self.adamw_all([Job(weights, gradient, moments, rates, mask, treatment)])
 
     def adamw_masked(
         self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, bits: Tensor, treatment: Treatment
     ) -> None:
         """Update in place under a bitmask."""
-        state = _state(weights, gradient, moments, rates)
-        _run(cpu_loops.MASKED, weights.numel(), *state, _array(bits), treatment.zero_gradient, treatment.hold)
+        self.adamw_all([Job(weights, gradient, moments, rates, bits, treatment)])
 
     def adamw_packed(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, place: Place) -> None:
         """Update the selected entries in place."""
-        state = _state(weights, gradient, moments, rates)
-        packed = is_packed(gradient, place)
-        if place.index is not None:
-            _run(cpu_loops.AT_INDEX, place.count, *state, _index(place.index), packed)
-        else:
-            _run(cpu_loops.AT_BITS, place.size, *state, *_bits(place), packed)
+        self.adamw_all([Job(weights, gradient, moments, rates, place, _NO_MASK)])
 
     def adamw_all(self, jobs: Sequence[Job]) -> None:
         """Do every job, in one launch."""
         work = cpu_many.Work(jobs, rates_of)
-        threads = _THREADS.count(work.owners.size)
-        with _THREADS.set(threads):
+        threads = THREADS.count(work.owners.size)
+        with THREADS.set(threads):
             work.run(threads)
 
 
@@ -110,13 +99,6 @@ def rates_of(rates: Rates) -> Array:
         far,
     )
     return np.array(numbers, np.float32)
-
-
-def _state(weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> tuple[Array, ...]:
-    tensors = (weights, gradient, *moments)
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        raise UsageError(f"the compiled AdamW wants float32, got {', '.join(str(tensor.dtype) for tensor in tensors)}")
-    return (*map(_array, tensors), rates_of(rates))
 
 
 def _array(tensor: Tensor) -> Array:
@@ -140,7 +122,7 @@ def _bits(place: Place) -> tuple[Array, Array]:
     return place.bits.numpy(), place.ranks.numpy()
 
 
-class _Threads:
+class Threads:
     """Numba's threads: one parallel call at a time (one of its thread pools cannot take more), by one process."""
 
     def __init__(self) -> None:
@@ -169,14 +151,14 @@ class _Threads:
                 numba.set_num_threads(before)
 
 
-_THREADS = _Threads()
+THREADS = Threads()
 
 
 def _run(loop: cpu_loops.Loop, entries: int, *args: object) -> None:
     blocks = -(-entries // BLOCK)
-    threads = _THREADS.count(blocks)
+    threads = THREADS.count(blocks)
     if threads == 1:
         loop.serial(*args, 0, blocks)
         return
-    with _THREADS.set(threads):
+    with THREADS.set(threads):
         loop.parallel(*args, blocks)

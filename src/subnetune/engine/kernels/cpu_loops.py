@@ -1,8 +1,8 @@
-"""The compiled entries: each works on a range of blocks, alone (`serial`) or in numba's threads (`parallel`).
+"""The compiled entries, and those that move selected entries: over a range of blocks, or in numba's threads.
 
 A block is 4096 entries (of a tensor, or of an index), whatever the number of threads: so are the results. The machine
 code is kept in numba's cache: beside this file, in the user's cache folder where that is read-only, in NUMBA_CACHE_DIR
-where that is set, nowhere where nothing can be written (each process then compiles what it uses, a second or two each).
+where that is set, nowhere where nothing can be written (each process then compiles what it uses).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange, uint32
+from numba import njit, prange
 
 from subnetune.engine.kernels import cpu_blocks as block
 from subnetune.engine.kernels.cpu_blocks import BLOCK, SLACK
@@ -58,81 +58,6 @@ def compiled_entry(*, parallel: bool) -> Callable[[Callable[..., Any]], Compiled
             return njit(**options)(keyed)  # type: ignore[no-any-return]
 
     return compiled
-
-
-@compiled_entry(parallel=False)
-def _whole(weights, gradient, first, second, numbers, low, high):  # type: ignore[no-untyped-def]
-    for b in range(low, high):
-        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
-        block.dense(weights[i], gradient[i], first[i], second[i], numbers)
-
-
-@compiled_entry(parallel=True)
-def _whole_parallel(weights, gradient, first, second, numbers, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _whole(weights, gradient, first, second, numbers, b, b + 1)
-
-
-@compiled_entry(parallel=False)
-def _hashed(weights, gradient, first, second, numbers, start, key, limit, zero, hold, low, high):  # type: ignore[no-untyped-def]
-    for b in range(low, high):
-        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
-        base = uint32(start + b * BLOCK)
-        block.hashed(
-            weights[i], gradient[i], first[i], second[i], numbers, base, uint32(key), block.int32(limit), zero, hold
-        )
-
-
-@compiled_entry(parallel=True)
-def _hashed_parallel(weights, gradient, first, second, numbers, start, key, limit, zero, hold, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _hashed(weights, gradient, first, second, numbers, start, key, limit, zero, hold, b, b + 1)
-
-
-@compiled_entry(parallel=False)
-def _masked(weights, gradient, first, second, numbers, bits, zero, hold, low, high):  # type: ignore[no-untyped-def]
-    for b in range(low, high):
-        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
-        these = bits[b * BLOCK // 8 : min(bits.size, (b + 1) * BLOCK // 8)]
-        block.masked(weights[i], gradient[i], first[i], second[i], numbers, these, zero, hold)
-
-
-@compiled_entry(parallel=True)
-def _masked_parallel(weights, gradient, first, second, numbers, bits, zero, hold, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _masked(weights, gradient, first, second, numbers, bits, zero, hold, b, b + 1)
-
-
-@compiled_entry(parallel=False)
-def _at_bits(weights, gradient, first, second, numbers, bits, ranks, packed, low, high):  # type: ignore[no-untyped-def]
-    chosen, seen = np.empty(BLOCK + SLACK, np.float32), np.empty(BLOCK + SLACK, np.float32)
-    for b in range(low, high):
-        i = slice(b * BLOCK, min(weights.size, (b + 1) * BLOCK))
-        j = slice(ranks[b], ranks[b + 1])
-        these = bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8]
-        slopes = gradient[j] if packed else gradient[i]
-        block.at_bits(weights[i], slopes, first[j], second[j], numbers, these, packed, chosen, seen)
-
-
-@compiled_entry(parallel=True)
-def _at_bits_parallel(weights, gradient, first, second, numbers, bits, ranks, packed, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _at_bits(weights, gradient, first, second, numbers, bits, ranks, packed, b, b + 1)
-
-
-@compiled_entry(parallel=False)
-def _at_index(weights, gradient, first, second, numbers, index, packed, low, high):  # type: ignore[no-untyped-def]
-    chosen, seen = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    for b in range(low, high):
-        j = slice(b * BLOCK, min(index.size, (b + 1) * BLOCK))
-        slopes = gradient[j] if packed else gradient
-        block.at_index(weights, slopes, first[j], second[j], numbers, index[j], packed, chosen, seen)
-
-
-@compiled_entry(parallel=True)
-def _at_index_parallel(weights, gradient, first, second, numbers, index, packed, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _at_index(weights, gradient, first, second, numbers, index, packed, b, b + 1)
 
 
 @compiled_entry(parallel=False)
@@ -191,11 +116,6 @@ def _scatter_index_parallel(values, index, target, blocks):  # type: ignore[no-u
         _scatter_index(values, index, target, b, b + 1)
 
 
-WHOLE = Loop(_whole, _whole_parallel)
-HASHED = Loop(_hashed, _hashed_parallel)
-MASKED = Loop(_masked, _masked_parallel)
-AT_BITS = Loop(_at_bits, _at_bits_parallel)
-AT_INDEX = Loop(_at_index, _at_index_parallel)
 GATHER_BITS = Loop(_gather_bits, _gather_bits_parallel)
 GATHER_INDEX = Loop(_gather_index, _gather_index_parallel)
 SCATTER_BITS = Loop(_scatter_bits, _scatter_bits_parallel)

@@ -13,7 +13,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from subnetune.core.errors import UsageError
-from subnetune.engine.kernels.cpu import _THREADS
+from subnetune.engine.kernels.cpu import THREADS
 from subnetune.engine.kernels.cpu_loops import compiled_entry
 
 _AT_ONCE = 64  # entries that one thread takes
@@ -31,8 +31,8 @@ def selected_products(gradient: Tensor, inputs: Tensor, index: Tensor) -> Tensor
     left, right = gradient.detach().t().contiguous().numpy(), inputs.detach().t().contiguous().numpy()
     out = torch.empty(index.numel(), dtype=torch.float32)
     blocks = -(-index.numel() // _AT_ONCE)
-    threads = _THREADS.count(blocks)
-    with _THREADS.set(threads):
+    threads = THREADS.count(blocks)
+    with THREADS.set(threads):
         (_all if threads == 1 else _all_parallel)(left, right, index.numpy(), out.numpy(), blocks)
     return out
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from subnetune.core.hashing import below
 from subnetune.core.masks import unpack
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, is_packed, one_by_one
 from subnetune.engine.place import Place
@@ -40,8 +41,6 @@ class PlainKernels:
         self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates, mask: Hashed, treatment: Treatment
     ) -> None:
         """Update in place under a random mask."""
-        from subnetune.core.hashing import below
-
         chosen = below(mask.first, mask.second, mask.limit, mask.start, weights.numel(), weights.device)
         _masked(weights, gradient, moments, rates, chosen, treatment)
 
