@@ -25,13 +25,13 @@ def write_start(run: RunDir, config: RunConfig, task: Task, tokenizer: Any) -> N
     tokenizer.save_pretrained(run.tokenizer)
 
 
-def write_mask_and_environment(run: RunDir, tuning: Tuning, environment: Mapping[str, Any], engine: str) -> None:
+def write_mask_and_environment(run: RunDir, tuning: Tuning, environment: Mapping[str, Any]) -> None:
     """Write the static mask (if there is one), what the result depends on, and which engine serves, before step 0."""
     from subnetune.select.maskfile import write_mask
 
     if tuning.mask is not None:
         write_mask(run.mask, tuning.mask, tuning.selected())
-    write_json(run.environment, {**environment, "mask": tuning.mask_digest(), "engine": engine})
+    write_json(run.environment, {**environment, "mask": tuning.mask_digest(), "engine": tuning.engine})
 
 
 def check_environment(run: RunDir, environment: Mapping[str, Any], reporter: Reporter) -> None:

@@ -111,7 +111,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
     journal = RunJournal(run, config.save_steps, reporter, accelerator)
     recipe = build_recipe(config)
     tuning = Tuning(recipe, model, batches=batches, steps=total, seed=config.seed, new=new, journal=journal)
-    asked: dict[str, Any] = {name: getattr(config, name) for name in ("engine", "precision", "gradients")}
+    asked: dict[str, Any] = {name: getattr(config, name) for name in ("engine", "gradients")}
     engine = tuning.engine_for(torch.optim.AdamW, {}, **asked)  # refuses here what cannot be had
     check_spread(model, len(train_set), config.batch_size, config.accumulate, total, world)
     environment = describe_environment(device, world)
@@ -126,8 +126,6 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         with journal.open(environment):
             tuning.start()
         progress = Progress(seconds=journal.seconds)
-        if main:
-            write_mask_and_environment(run, tuning, environment, str(engine))
     else:
         path, checkpoint = found
         check_environment(run, environment, reporter)
@@ -137,6 +135,8 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         if main:
             run.cut_log(tuning.index)
     optimizer = tuning.optimizer(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, **asked)
+    if found is None and main:
+        write_mask_and_environment(run, tuning, environment)
     reporter.say(f"engine {tuning.engine}")
     rates = [group["lr"] for group in optimizer.param_groups]  # before schedule or checkpoint change them
     wrapped, optimizer = accelerator.prepare(model, optimizer)
