@@ -22,7 +22,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Method": ("method", "with_", "keep", "cycle", "peft_config", "options"),
     "Training": (
         *("lr", "epochs", "batch_size", "weight_decay", "schedule", "warmup", "accumulate", "clip", "bf16"),
-        *("max_steps", "seed", "policy", "eval_at", "engine", "precision", "gradients"),
+        *("max_steps", "seed", "policy", "eval_at", "engine", "gradients"),
     ),
     "Run": ("output", "resume", "save_steps", "eval_batch_size", "threads"),
 }

@@ -17,7 +17,7 @@ from subnetune.engine.fused import FusedAdamW, Treated
 from subnetune.engine.kernels import Treatment, kernels_for
 from subnetune.engine.lean import GradientsName, LeanGradients, check_gradients
 from subnetune.engine.packed import ELEMENT_WISE, PackedOptimizer
-from subnetune.engine.precision import PRECISIONS, Precision
+from subnetune.engine.precision import PRECISIONS, Precision, is_narrow
 from subnetune.engine.products import select_products
 from subnetune.engine.reference import ReferenceEngine
 from subnetune.engine.served import ServedOptimizer
@@ -28,7 +28,7 @@ from subnetune.update.mask_gradient import MaskGradient
 EngineName: TypeAlias = Literal["auto", "reference", "packed", "fused"]
 PrecisionName: TypeAlias = Literal["same", "master", "stochastic"]
 ENGINES = ("auto", "reference", "packed", "fused")
-SMALL = 1 << 20  # entries: below, a step takes well under a millisecond in any engine
+SMALL = 1 << 20  # entries: for fewer, compiling (seconds) would not pay
 
 _NOT_FUSED = ("amsgrad", "maximize", "capturable", "differentiable")
 
@@ -97,6 +97,11 @@ def _converting(recipe: Recipe, cls: Any, trained: Mapping[str, Tensor], asked: 
         why = why or _not_plain(recipe, trained)
     if why is not None:
         raise UsageError(f'precision="{precision}" needs the packed engine, which cannot serve this run: {why}')
+    if not any(is_narrow(tensor) for tensor in trained.values()):
+        raise UsageError(
+            f'precision="{precision}" is for bfloat16 and float16 weights, and nothing that trains here is one: '
+            "leave it out, or load the model in bfloat16"
+        )
     return Choice("packed", f'precision="{precision}" was asked for')
 
 
@@ -152,7 +157,7 @@ def not_packed(recipe: Recipe, cls: Any, trained: Mapping[str, Tensor]) -> str |
 def not_fused(recipe: Recipe, cls: Any, hyper: Mapping[str, Any], trained: Mapping[str, Tensor]) -> str | None:
     """Return why the fused engine cannot serve, or None where it can."""
     if cls is not torch.optim.AdamW:
-        return f"it is AdamW, the optimizer is {getattr(cls, '__name__', cls)}"
+        return f"fused is AdamW, and the optimizer is {getattr(cls, '__name__', cls)}"
     extra = [name for name in _NOT_FUSED if hyper.get(name)]
     if extra:
         return f"it has no {extra[0]}"

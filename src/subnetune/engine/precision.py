@@ -29,7 +29,7 @@ class Precision:
 
     def converts(self, weights: Tensor) -> bool:
         """Whether leaves of these weights are float32 copies."""
-        return self.kind != "same" and weights.dtype.itemsize < 4
+        return self.kind != "same" and is_narrow(weights)
 
     def check(self, name: str, weights: Tensor) -> None:
         """Raise UsageError for weights that cannot be rounded as asked."""
@@ -53,6 +53,11 @@ class Precision:
         index = torch.arange(local.numel(), device=leaf.device) if place is None else place.indices()
         chance = hash_at(self._seed, step, f"{name}/rounding", unsharded(index, local)).view(leaf.shape)
         return round_by_chance(leaf, chance)
+
+
+def is_narrow(weights: Tensor) -> bool:
+    """Whether weights have a dtype in which small updates are lost: bfloat16, float16."""
+    return weights.dtype.itemsize < 4
 
 
 def round_by_chance(values: Tensor, chance: Tensor) -> Tensor:

@@ -127,11 +127,6 @@ class RunConfig(BaseModel):
         "What takes the optimizer's steps: auto, reference, packed or fused.",
         "auto, reference, packed or fused",
     )
-    precision: Literal["same", "master", "stochastic"] = option(
-        "same",
-        "How low-precision weights take up small updates: same, master or stochastic.",
-        "same, master or stochastic",
-    )
     gradients: Literal["dense", "lean", "selected"] = option(
         "dense", "What is kept of gradients: dense, lean or selected.", "dense, lean or selected"
     )

@@ -311,7 +311,7 @@ def test_other_optimizers_get_the_reference_engine_and_are_told_why(name: str) -
     assert type(optimizer) is (cls if isinstance(cls, type) else optim.AdamW)
     with pytest.raises(UsageError, match='engine="packed" cannot serve this run: .*every entry by itself'):
         bound(cls, "packed", **hyper)
-    with pytest.raises(UsageError, match='engine="fused" cannot serve this run: it is AdamW'):
+    with pytest.raises(UsageError, match='engine="fused" cannot serve this run: fused is AdamW'):
         bound(cls, "fused", **hyper)
 
 

@@ -189,16 +189,30 @@ def test_chance_is_for_bfloat16_alone() -> None:
         tuning.optimizer(lr=1e-3, precision="stochastic")
 
 
-def test_float32_weights_are_as_ever() -> None:
+@pytest.mark.parametrize("precision", ["master", "stochastic"])
+def test_float32_weights_beside_others_are_as_ever(precision: str) -> None:
     ends = []
-    for precision in ("same", "master", "stochastic"):
-        torch.manual_seed(4)
-        model = tiny("bert", num_hidden_layers=1)
-        tuning = Tuning(CHILD, model, seed=2)
-        optimizer = tuning.optimizer(torch.optim.AdamW, lr=1e-3, precision=precision)
-        for batch in batches(2):
-            tuning.forward(batch).loss.backward()
+    for kind in ("same", precision):
+        model = Ones()
+        model.wide = nn.Parameter(torch.linspace(-1.0, 1.0, 64).view(8, 8))
+        tuning = Tuning(
+            Recipe(Scope(), Top(Random(), 0.2), (HoldUnselected(),)),
+            model,
+            forward=lambda model, batch: Output(loss := total(model, batch).loss + model.wide.square().sum(), loss),
+            seed=1,
+        )
+        optimizer = tuning.optimizer(torch.optim.AdamW, engine="packed", lr=1e-2, precision=kind)
+        for _ in range(3):
+            tuning.forward({}).loss.backward()
             tuning.step(optimizer)
             optimizer.zero_grad()
-        ends.append(bits(model))
-    assert differing(ends[0], ends[1]) == differing(ends[0], ends[2]) == []
+        ends.append(bits(model)["wide"])
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0], torch.linspace(-1.0, 1.0, 64).view(8, 8))
+
+
+@pytest.mark.parametrize("precision", ["master", "stochastic"])
+def test_a_precision_that_would_change_nothing_is_refused(precision: str) -> None:
+    tuning = Tuning(CHILD, tiny("bert", num_hidden_layers=1), seed=2)
+    with pytest.raises(UsageError, match=f'precision="{precision}" is for bfloat16 and float16 weights'):
+        tuning.optimizer(torch.optim.AdamW, lr=1e-3, precision=precision)

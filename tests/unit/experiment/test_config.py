@@ -39,7 +39,6 @@ def run(**values: object) -> RunConfig:
         *(("schedule", value, "linear, constant or stlr") for value in ("lineer", 1)),
         *(("policy", value, "last or best") for value in ("first",)),
         *(("engine", value, "auto, reference, packed or fused") for value in ("quick", True)),
-        *(("precision", value, "same, master or stochastic") for value in ("bf16",)),
         *(("gradients", value, "dense, lean or selected") for value in ("none",)),
         *(("holdout", value, "a number in (0, 1)") for value in (0, 1, 1.0, True)),
         *(("bf16", value, "true or false") for value in ("no", 1, 0)),
@@ -219,9 +218,8 @@ def test_a_run_is_named_by_what_differs_from_the_defaults() -> None:
 def test_engines_are_called_as_in_python() -> None:
     from subnetune.engine.choice import ENGINES
     from subnetune.engine.lean import GRADIENTS
-    from subnetune.engine.precision import PRECISIONS
 
-    for name, values in {"engine": ENGINES, "precision": PRECISIONS, "gradients": GRADIENTS}.items():
+    for name, values in {"engine": ENGINES, "gradients": GRADIENTS}.items():
         field = RunConfig.model_fields[name]
         assert get_args(field.annotation) == values
         assert all(value in str(field.description) for value in values)

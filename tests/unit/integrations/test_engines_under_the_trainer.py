@@ -164,7 +164,7 @@ def test_the_run_says_which_engine_serves_it(
     ("recipe", "changes", "told"),
     [
         (RANDOM, {"engine": "packed"}, 'engine="packed" cannot serve this run: the mask of Bernoulli changes'),
-        (STATIC, {"engine": "fused", "optim": "sgd"}, 'engine="fused" cannot serve this run: it is AdamW'),
+        (STATIC, {"engine": "fused", "optim": "sgd"}, 'engine="fused" cannot serve this run: fused is AdamW'),
         (STATIC, {"engine": "quick"}, "quick"),
         (STATIC, {"optim": "adafactor", "gradients": "lean"}, 'gradients="lean" cannot serve this run'),
         (methods.full(), {"precision": "master", "optim": "adafactor"}, 'precision="master" needs the packed engine'),
