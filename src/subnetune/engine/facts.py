@@ -100,6 +100,12 @@ class Facts:
         """Return the selected tensors by canonical name, as they are now."""
         return self._binding.selected()
 
+    def base_names(self) -> list[str]:
+        """Return the names of `base_values`, without putting any of them together."""
+        self.start()
+        names = dict.fromkeys((*self._anchor, *self._unprepared))
+        return [name for name in names if name in self.fingerprint.tensors]
+
     def base_values(self) -> dict[str, Tensor]:
         """Return the base's values of every tensor that may have changed, without the newly initialised ones."""
         self.start()

@@ -45,7 +45,7 @@ class Progress:
 def changing_tensors(tuning: Tuning) -> dict[str, Tensor]:
     """Return the live tensors that make the model differ from its base: what trains, what is new, buffers."""
     parameters = named_parameters(tuning.model)
-    names = {*tuning.base_values(), *tuning.new}
+    names = {*tuning.base_names(), *tuning.new}
     kept: dict[str, Tensor] = {name: p for name, p in parameters.items() if name in names or p.requires_grad}
     return kept | persistent_buffers(tuning.model)
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from subnetune import PullToPretrained, Tuning
 from subnetune.core.errors import CheckpointError
 from subnetune.delta import Delta
+from subnetune.engine.anchors import Anchors
+from subnetune.experiment.saving import changing_tensors
 from subnetune.prepare import NoisyStart
 from tiny import bits, differing
 from tower import TOWER, data, tower, tuned
@@ -51,10 +53,16 @@ def test_base_values_are_those_of_copies_and_take_the_selected_entries_alone(sta
         moved = differing(bits(tuning.model), base)
         assert len(moved) > 5
         found = tuning.base_values()
-        assert list(found) == [name for name in base if name in tuning.scope.trained]
+        assert list(found) == [name for name in base if name in tuning.scope.trained] == tuning.base_names()
         assert differing(found, {name: base[name] for name in found}) == []
         live = tuning.live()
         assert differing(dict(live.anchor), {name: base[name] for name in tuning.scope.selected}) == []
+
+
+def test_what_a_checkpoint_holds_is_known_without_putting_anchors_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning, _ = trained("lean")
+    monkeypatch.setattr(Anchors, "__getitem__", lambda *_: pytest.fail("an anchor was put together"))
+    assert set(changing_tensors(tuning)) == set(tuning.scope.trained)
 
 
 def test_the_delta_is_that_of_a_run_with_copies(tmp_path: Path) -> None:
