@@ -60,7 +60,7 @@ class FusedAdamW(ServedOptimizer):
         super().__init__(probe, child)
         self._treated = treated
         selector = child.host.recipe.selector
-        self._random = isinstance(selector, Bernoulli) and selector.unit == "entry"  # a hash for each entry
+        self._random = type(selector) is Bernoulli and selector.unit == "entry"  # a hash for each entry
         self._packs = selector is not None and selector.static and treated.treatment.hold
         self._states: dict[str, State] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError, LifeCycleError
 from subnetune.core.recipe import Recipe, Scope
+from subnetune.core.types import Mask, Params, State, Step
 from subnetune.score.fisher import Fisher
 from subnetune.score.magnitude import Magnitude
+from subnetune.select.bernoulli import Bernoulli
 from subnetune.select.top import Top
 from subnetune.tuning import Tuning
 from subnetune.update import HoldUnselected, MaskGradient
@@ -116,3 +119,24 @@ def test_the_state_of_another_child_comes_before_the_optimizer(engine: str) -> N
         here.load_state_dict(state)
     assert here.mask_digest() == digest
     here.load_state_dict(here.state_dict())
+
+
+@dataclass(frozen=True)
+class Never(Bernoulli):
+    """A contributor's selector, made from ours, whose masks are others."""
+
+    def mask(self, state: State, params: Params, step: Step) -> Mask:
+        return {name: torch.zeros((), dtype=torch.bool) for name in params}
+
+
+@pytest.mark.parametrize("engine", ["reference", "fused"])
+def test_a_selector_made_from_bernoulli_has_its_own_masks(engine: str) -> None:
+    recipe = Recipe(RECIPE.scope, Never(0.5), RECIPE.update)
+    tuning = Tuning(recipe, tiny("bert").eval(), steps=8)
+    optimizer = tuning.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2)
+    before = bits(tuning.model)
+    backward(tuning)
+    tuning.step(optimizer)
+    moved = differing(before, bits(tuning.model))
+    assert moved
+    assert not set(moved) & set(tuning.selected())
