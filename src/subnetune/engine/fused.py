@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from subnetune.core.errors import CheckpointError
 from subnetune.core.hashing import keys, threshold
+from subnetune.core.masks import kept_fraction
 from subnetune.core.types import Mask, is_sharded, placement
 from subnetune.engine.child import Child, flat, mask_bits
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, kernels_for
@@ -72,7 +73,8 @@ class FusedAdamW(ServedOptimizer):
         mask = None if selector is None or self._packs or self._random else self.child.host.live(self).mask
         drawn = Drawn(state["seed"], moment.index, threshold(state["keep"])) if self._random else None
         unmasked = selector is None or (mask is None and not self._packs and drawn is None)
-        keep = state.get("keep") if self._treated.rescale and not unmasked else None
+        rescale = self._treated.rescale and not unmasked
+        keep = kept_fraction("MaskGradient(rescale=True)", state) if rescale else None
         masks = not (unmasked or self._packs) and any(treatment)
         for group in self.param_groups:
             known: dict[tuple[int, bool], Rates] = {}
@@ -87,7 +89,7 @@ class FusedAdamW(ServedOptimizer):
                 rescaled = keep is not None and name in self.child.selected
                 kind = own.step, rescaled
                 if kind not in known:
-                    known[kind] = self._rates(group, own.step, keep if keep and rescaled else 1.0)
+                    known[kind] = self._rates(group, own.step, keep if keep is not None and rescaled else 1.0)
                 dense = gradient if gradient.is_contiguous() and not gradient.is_sparse else flat(gradient)
                 if masks and name in self.child.selected:
                     job = Job(local, dense, own.moments, known[kind], None, treatment)
@@ -154,7 +156,7 @@ class FusedAdamW(ServedOptimizer):
         self._states = {}
         for name, state in states.items():
             device = self.child.local(name).device
-            moments = (state[key].to(device, torch.float32, copy=True) for key in _MOMENTS)
+            moments = (state[key].to(device, torch.float32, copy=True).contiguous() for key in _MOMENTS)
             self._states[name] = State(int(state["step"]), Moments(*moments))
 
     def expected(self, name: str) -> tuple[int, ...]:

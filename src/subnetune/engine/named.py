@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -81,3 +82,28 @@ def _check_states(states: States, expected: Callable[[str], tuple[int, ...]]) ->
                     f"the state {key!r} of {name!r} has shape {tuple(value.shape)}, wanted {wanted}: it belongs to "
                     "another mask or model"
                 )
+
+
+class Elsewhere(defaultdict[Any, Any]):
+    """What `state` is of an optimizer that keeps its states by name: empty. Whoever wants them there is told so.
+
+    torch.distributed.checkpoint asks whether it is empty, to fill it by a made-up step; that step would count. Whoever
+    empties it means to begin anew, and would go on with the old moments.
+    """
+
+    def __bool__(self) -> bool:
+        raise CheckpointError(
+            "the states of this optimizer are kept by name, and as large as what is selected: use its state_dict(); "
+            'torch.distributed.checkpoint works with tuning.optimizer(..., engine="reference")'
+        )
+
+    def clear(self) -> None:
+        """Raise UsageError."""
+        raise UsageError(
+            "the states of this optimizer are kept by name, not in `state`: to begin with fresh ones call "
+            "optimizer.load_state_dict({**optimizer.state_dict(), 'state': {}})"
+        )
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Raise UsageError."""
+        self.clear()

@@ -6,7 +6,6 @@ large as what is selected, and its state dict is keyed by parameter names.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +19,18 @@ from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
 from subnetune.core.masks import mask_digest
 from subnetune.core.types import placement
 from subnetune.engine.child import Child
+from subnetune.engine.clipped import Clipped
 from subnetune.engine.lean import LeanGradients
-from subnetune.engine.named import checked_state, named_groups
+from subnetune.engine.named import Elsewhere, checked_state, named_groups
 from subnetune.engine.norms import check_max_norm, clip_factor, packed, total_norm
 from subnetune.engine.place import Place
 from subnetune.select.fixed import without_folder
 
 FORMAT = 1
+_CHANGED = (
+    "the gradients changed since they were clipped: clip once, after the last backward pass of a step and after "
+    "whatever else works on gradients; what is not stepped with is discarded by optimizer.zero_grad()"
+)
 
 
 class ServedOptimizer(Optimizer):
@@ -42,7 +46,7 @@ class ServedOptimizer(Optimizer):
         self.kind = type(probe)
         self.child = child
         self.scale: Tensor | None = None  # what the gradients of the step to come are multiplied by, from clipping
-        self._clipped: tuple[Tensor, str, Tensor | None] | None = None  # norm before, a tensor, and its gradient
+        self._clipped: Clipped | None = None  # what was measured, where `scale` is set
         self._digest: str | None = None  # of a static mask
         self.lean: LeanGradients | None = None
         self._closed = False
@@ -54,11 +58,13 @@ class ServedOptimizer(Optimizer):
     @property
     def state(self) -> defaultdict[Any, Any]:
         """Nothing: states are kept by name, see `state_dict`."""
-        return _Elsewhere(dict)
+        return Elsewhere(dict)
 
     @state.setter
     def state(self, value: Any) -> None:
-        """Ignore what torch's own methods set."""
+        """Ignore what torch's constructor sets. UsageError for anything later: it would have no effect."""
+        if self._built:
+            Elsewhere(dict).clear()
 
     def close(self) -> None:
         """Take no further step: the Tuning has let the model go."""
@@ -97,8 +103,6 @@ class ServedOptimizer(Optimizer):
         if self._closed:
             raise LifeCycleError("the Tuning of this optimizer is closed: build a new one, and its optimizer")
         self._reread()
-        if self._outdated():
-            self.scale = None
         if self.lean is not None:
             self.lean.ready()
         self.update()
@@ -148,51 +152,44 @@ class ServedOptimizer(Optimizer):
             self.lean.ready()
         found, norm = self._measured(masked)
         if self.scale is not None and self._clipped is not None:
-            before = self._clipped[0]
-            if self._outdated() or not bool(torch.isfinite(before)):
+            before = self._clipped.norm
+            if self._clipped.gone() or not bool(torch.isfinite(before)):
                 self.scale = None  # of a step that was never taken
             elif not torch.equal(before, norm):
-                raise UsageError(
-                    "the gradients changed since they were clipped: clip once, after the last backward pass of a step"
-                )
+                raise UsageError(_CHANGED)
             else:
                 self.settle()
                 found, norm = self._measured(masked)
         scale = clip_factor(norm, max_norm)
         if at_once:
-            for gradient in found:
+            for gradient in found.values():
                 gradient.mul_(scale)
         elif scale.device.type != "cpu" or scale != 1.0:  # what changes no bit needs no pass over the gradients
-            self.scale = scale
-            smallest = min(self.child.names, key=self._bytes_kept, default="")
-            self._clipped = (norm, smallest, self.child.parameter(smallest).grad)
+            self.scale, self._clipped = scale, Clipped(norm, found, self.holder)
         return norm
 
-    def _measured(self, masked: bool) -> tuple[list[Tensor], Tensor]:
-        """Return the gradients, and the norm of what is to be clipped of them."""
+    def _measured(self, masked: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the gradients by name, and the norm of what is to be clipped of them."""
         live = self.child.host.live(self) if masked and not self.child.static else None
-        parts, found = [], []
+        parts, found = [], {}
         for name in self.child.names:  # the model's order, whatever the groups are: sums depend on it
             local = self.child.local(name)
             place = self.child.place(name, local, live) if masked else None
             gradient = self.gradient(name, local, place)
             if gradient is not None:
-                found.append(gradient)
+                found[name] = gradient
                 dense = place is None or gradient.numel() == place.size
                 parts.append((local, packed(gradient, place) if dense else gradient))
         return found, total_norm(parts)
 
-    def _bytes_kept(self, name: str) -> float:
-        gradient = self.child.parameter(name).grad
-        return math.inf if gradient is None else gradient.nbytes
-
-    def _outdated(self) -> bool:
-        # Gradients that were cleared past this optimizer, `model.zero_grad()`, and computed anew are other tensors.
-        # One of those that were clipped is kept alive, so that its place in memory is not taken by a new one.
+    def check_clipped(self) -> None:
+        """Raise UsageError where the gradients are not those that were clipped: the factor would be none of theirs."""
         if self.scale is None or self._clipped is None:
-            return False
-        _, name, gradient = self._clipped
-        return gradient is not None and self.child.parameter(name).grad is not gradient
+            return
+        if self._clipped.gone() or self._clipped.changed():
+            if bool(torch.isfinite(self._clipped.norm)):
+                raise UsageError(_CHANGED)
+            self._forget()  # of an overflow, for which no step was taken
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -272,19 +269,6 @@ class ServedOptimizer(Optimizer):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Raise UsageError, as pickling does."""
         return self.__getstate__()
-
-
-class _Elsewhere(defaultdict[Any, Any]):
-    """What `state` is: empty. States are kept by name; code that wants them by parameter is told so.
-
-    torch.distributed.checkpoint asks whether it is empty, to fill it by a made-up step; that step would count.
-    """
-
-    def __bool__(self) -> bool:
-        raise CheckpointError(
-            "the states of this optimizer are kept by name, and as large as what is selected: use its state_dict(); "
-            'torch.distributed.checkpoint works with tuning.optimizer(..., engine="reference")'
-        )
 
 
 def check_same_shape(name: str, before: tuple[int, ...], now: tuple[int, ...]) -> None:

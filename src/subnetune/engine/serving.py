@@ -80,7 +80,8 @@ class ServedEngine(ReferenceEngine):
             self.optimizer.lean.close()
 
     def enter(self, stack: ExitStack) -> None:
-        """Give a selector that watches this step the gradients that the optimizer works with."""
+        """Check the gradients, and give them to a selector that watches this step."""
+        self.optimizer.check_clipped()
         selector = self._host.recipe.selector
         if selector is None or not self._observes:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from subnetune.core.errors import CheckpointError, LifeCycleError
+from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
 from subnetune.core.recipe import Recipe, Scope
-from subnetune.core.types import Mask, Params, State, Step
+from subnetune.core.types import Mask, Params, Setting, State, Step
 from subnetune.score.fisher import Fisher
 from subnetune.score.magnitude import Magnitude
 from subnetune.select.bernoulli import Bernoulli
@@ -28,9 +29,9 @@ RECIPE = Recipe(
 ENGINES = ("reference", "packed", "fused")
 
 
-def served(engine: str) -> tuple[Tuning, Optimizer]:
+def served(engine: str, eps: float = 1e-8) -> tuple[Tuning, Optimizer]:
     tuning = Tuning(RECIPE, tiny("bert").eval(), steps=8)
-    return tuning, tuning.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2, weight_decay=0.1)
+    return tuning, tuning.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2, weight_decay=0.1, eps=eps)
 
 
 def backward(tuning: Tuning) -> None:
@@ -140,3 +141,90 @@ def test_a_selector_made_from_bernoulli_has_its_own_masks(engine: str) -> None:
     moved = differing(before, bits(tuning.model))
     assert moved
     assert not set(moved) & set(tuning.selected())
+
+
+# -- gradients between clipping and the step --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_gradients_that_are_taken_away_after_clipping_leave_the_others_clipped(engine: str) -> None:
+    """As where a head waits: the smallest of all gradients are most often a head's."""
+    runs = []
+    for each in (engine, "reference"):
+        tuning, optimizer = served(each, eps=1e-3)  # so large that the gradients' scale is seen
+        for _ in range(2):
+            backward(tuning)
+            tuning.clip(0.01)
+            for parameter in tuning.model.classifier.parameters():
+                parameter.grad = None
+            assert tuning.step(optimizer)
+            optimizer.zero_grad()
+        runs.append(bits(tuning.model))
+    if engine == "packed":
+        assert differing(*runs) == []
+    for name, value in runs[0].items():
+        torch.testing.assert_close(value, runs[1][name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("change", ["more", "noise", "exchanged", "cleared"])
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_gradients_that_change_between_clipping_and_the_step_are_an_error(engine: str, change: str) -> None:
+    tuning, optimizer = served(engine)
+    backward(tuning)
+    tuning.clip(0.01)
+    trained = [p for p in tuning.model.parameters() if p.grad is not None]
+    if change == "cleared":
+        tuning.model.zero_grad()
+    if change in ("more", "cleared"):
+        backward(tuning)
+    for parameter in trained:
+        if change == "noise":
+            parameter.grad += 1e-3
+        if change == "exchanged":
+            parameter.grad = 2 * parameter.grad
+    before = bits(tuning.model)
+    with pytest.raises(UsageError, match="the gradients changed since they were clipped"):
+        tuning.step(optimizer)
+    assert tuning.index == 0
+    assert differing(before, bits(tuning.model)) == []
+    optimizer.zero_grad()
+    backward(tuning)
+    tuning.clip(0.01)
+    assert tuning.step(optimizer)
+
+
+# -- what would have no effect, or another one ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_states_that_somebody_empties_past_the_state_dict_are_an_error(engine: str) -> None:
+    tuning, optimizer = served(engine)
+    backward(tuning)
+    tuning.step(optimizer)
+    with pytest.raises(UsageError, match="to begin with fresh ones"):
+        optimizer.state = defaultdict(dict)
+    with pytest.raises(UsageError, match="to begin with fresh ones"):
+        optimizer.state.clear()
+    with pytest.raises(UsageError, match="to begin with fresh ones"):
+        optimizer.state[tuning.model.classifier.bias] = {}
+    assert optimizer.state_dict()["state"]
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    assert not optimizer.state_dict()["state"]
+
+
+@dataclass(frozen=True)
+class Untold(Never):
+    """One that does not tell which fraction it keeps."""
+
+    def init(self, setting: Setting) -> State:
+        return {}
+
+
+@pytest.mark.parametrize("engine", ["reference", "fused"])
+def test_a_fraction_that_no_state_tells_cannot_be_divided_by(engine: str) -> None:
+    recipe = Recipe(RECIPE.scope, Untold(0.5), (MaskGradient(rescale=True), HoldUnselected()))
+    tuning = Tuning(recipe, tiny("bert").eval(), steps=8)
+    optimizer = tuning.optimizer(torch.optim.AdamW, engine=engine, lr=1e-2)
+    backward(tuning)
+    with pytest.raises(UsageError, match="holds no 'keep'"):
+        tuning.step(optimizer)
