@@ -146,7 +146,6 @@ class PackedOptimizer(ServedOptimizer):
                 self._tails[name] = None if place is None else Tail.of(place)
                 self._leaves[name] = nn.Parameter(self._empty_leaf(local, self._tails[name]))
                 self._shapes[name] = shape
-                self._inner = None
 
     def _empty_leaf(self, local: Tensor, tail: Tail | None) -> Tensor:
         if tail is None and not self._precision.converts(local):
@@ -156,15 +155,16 @@ class PackedOptimizer(ServedOptimizer):
         return torch.zeros(shape, dtype=dtype, device=local.device)
 
     def _synced(self) -> Optimizer:
-        """Return the inner optimizer, with the hyper-parameters that the groups have now."""
+        """Return the inner optimizer, with the leaves and the hyper-parameters that the groups have now."""
+        groups = [
+            {**_without(group, *_OWN), "params": [self._leaves[name] for name in group["param_names"]]}
+            for group in self.param_groups
+        ]
         if self._inner is None:
-            groups = [
-                {**_without(group, *_OWN), "params": [self._leaves[name] for name in group["param_names"]]}
-                for group in self.param_groups
-            ]
             self._inner = self.kind(groups, **self._hyper)
-        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
-            inner.update(_without(group, *_OWN))
+        else:
+            for group, inner in zip(groups, self._inner.param_groups, strict=True):
+                inner.update(group)
         return self._inner
 
     # -- state -------------------------------------------------------------------------------------------------------

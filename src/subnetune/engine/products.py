@@ -51,6 +51,8 @@ class SelectedLinear(nn.Linear):
         plan, weight = _PLANS.get(self), self.weight
         if plan is None or weight is not plan.weight() or not self.training or not torch.is_grad_enabled():
             return super().forward(input)
+        if not weight.requires_grad:  # somebody has frozen it, and the leaf would train it all the same
+            return super().forward(input)
         kind = input.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         if not _serves(kind, dtype) or not _plain(input, weight, dtype):

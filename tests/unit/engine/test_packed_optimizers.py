@@ -399,3 +399,18 @@ def test_an_optimizer_of_a_closed_tuning_does_not_step(engine: str) -> None:
     with pytest.raises(UsageError, match="closed"):
         optimizer.step()
     assert differing(before, bits(model)) == []
+
+
+def test_a_tensor_that_never_trained_may_change_its_shape_and_costs_no_other_its_state() -> None:
+    ends = []
+    for exchanges in (False, True):
+        own = Recipe(Scope(("inner.*", "outer.*"), whole=("spare.*", "head.*")), Top(Random(), 0.3), HELD)
+        model, tuning, optimizer = bound(optim.AdamW, "packed", lr=1e-2, recipe=own)
+        for index, batch in enumerate(data(4)):
+            if exchanges and index == 2:
+                model.spare.weight = nn.Parameter(torch.zeros(9, 3))
+            tuning.forward({**batch, "extra": False}).loss.backward()
+            tuning.step(optimizer)
+            optimizer.zero_grad()
+        ends.append({name: value for name, value in bits(model).items() if not name.startswith("spare")})
+    assert differing(*ends) == []

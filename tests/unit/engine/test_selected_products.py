@@ -221,6 +221,16 @@ def test_evaluation_and_replaced_weights_take_the_plain_way() -> None:
         assert torch.equal(layer(inputs), nn.functional.linear(inputs, layer.weight, layer.bias))
 
 
+def test_a_weight_that_somebody_has_frozen_gets_no_gradient() -> None:
+    tuning, optimizer = tuned("selected", recipe=SPARSE)
+    frozen = tuning.model.layers[0].up.weight.requires_grad_(False)
+    before = frozen.detach().clone()
+    tuning.forward(data()).loss.backward()
+    assert optimizer.lean.gradient("layers.0.up.weight") is None
+    assert tuning.step(optimizer)
+    assert torch.equal(frozen, before)
+
+
 def test_copies_and_pickles_are_plain_layers_and_closing_restores() -> None:
     tuning, _ = tuned("selected", recipe=SPARSE)
     for other in (copy.deepcopy(tuning.model), pickle.loads(pickle.dumps(tuning.model))):
