@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -17,13 +18,16 @@ def local_view(tensor: Tensor) -> Tensor:
     """Return `tensor`, or for a DTensor a detached view of this rank's shard, its local gradient attached.
 
     The view shares storage with the shard: writing into it writes into the parameter. Raises UsageError for layouts
-    other than replicated or split along dimensions that one mesh axis each splits evenly in rank order.
+    other than replicated or split along dimensions that one mesh axis each splits evenly in rank order, over all ranks
+    once; and for a gradient that lies otherwise.
     """
     if not isinstance(tensor, DTensor):
         return tensor
     local = tensor.to_local().detach()
     local.subnetune_placement = _placement(tensor)  # type: ignore[attr-defined]
     if isinstance(tensor.grad, DTensor):
+        if tensor.grad.placements != tensor.placements:
+            raise UsageError(f"a gradient placed as {tensor.grad.placements} is no part of one as {tensor.placements}")
         local.grad = tensor.grad.to_local()
     return local
 
@@ -32,6 +36,7 @@ def _placement(tensor: DTensor) -> Placement:
     start = [0] * tensor.dim()
     sharded = False
     split: set[int] = set()
+    parts = 1
     for axis, place in enumerate(tensor.placements):
         if isinstance(place, Replicate):
             continue
@@ -42,7 +47,13 @@ def _placement(tensor: DTensor) -> Placement:
         chunk = -(-rows // ranks)
         start[place.dim] = min(rows, chunk * tensor.device_mesh.get_local_rank(axis))
         sharded = True
+        parts *= ranks
         split.add(place.dim)
+    if sharded and parts != dist.get_world_size():  # norms and counts are sums over all ranks
+        raise UsageError(
+            f"parameters in {parts} shards on {dist.get_world_size()} ranks are not supported (HSDP, sub-meshes): what "
+            "several ranks hold would be counted several times; shard over all ranks"
+        )
     return Placement(tuple(tensor.shape), tuple(start), sharded)
 
 

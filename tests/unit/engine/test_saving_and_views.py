@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from subnetune.core.errors import CheckpointError
+from subnetune.core.errors import CheckpointError, UsageError
 from subnetune.core.masks import PackedMask
 from subnetune.core.types import Placement
 from subnetune.engine.anchors import Anchors
 from subnetune.engine.saving import restore, snapshot
-from subnetune.engine.views import local_mask, local_part
+from subnetune.engine.views import local_mask, local_part, local_view
 
 WHO = {"recipe": "Recipe()", "seed": 0, "steps": 3, "base": "b"}
 
@@ -99,3 +99,30 @@ def test_masks_of_whole_tensors_are_cut_when_they_are_read() -> None:
     assert cut["w"].tolist() == [[True, True], [False, False]]
     assert local_mask(mask, {"w": whole}) is mask
     assert local_mask(None, {"w": local}) is None
+
+
+def test_shards_that_several_ranks_hold_and_gradients_that_lie_otherwise_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sums over all ranks would count such shards several times; a part of a sum is no gradient."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    if dist.is_initialized():
+        pytest.skip("another test holds the process group")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        split = distribute_tensor(torch.ones(6, 4), mesh, [Shard(0)])
+        assert local_view(split).shape == (6, 4)
+        with monkeypatch.context() as patch:
+            patch.setattr(dist, "get_world_size", lambda: 2)
+            with pytest.raises(UsageError, match="in 1 shards on 2 ranks are not supported"):
+                local_view(split)
+        copied = distribute_tensor(torch.ones(6, 4), mesh, [Replicate()]).requires_grad_()
+        copied.grad = DTensor.from_local(torch.ones(6, 4), mesh, [Partial()])
+        with pytest.raises(UsageError, match="is no part of one as"):
+            local_view(copied)
+    finally:
+        dist.destroy_process_group()
