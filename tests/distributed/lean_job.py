@@ -77,21 +77,27 @@ def scaled(rank: int) -> dict[str, Any]:
     return found
 
 
+class Part(Tower):
+    """A tower of which only the first `taking` layers take part."""
+
+    taking = 0
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Any:
+        self.layers, kept = self.layers[: self.taking], self.layers
+        try:
+            return super().forward(ids, labels)
+        finally:
+            self.layers = kept
+
+
 def absent(rank: int) -> dict[str, Any]:
     """Weights when a layer takes part on one rank alone, and one on none."""
-
-    class Part(Tower):
-        def forward(self, ids: Tensor, labels: Tensor) -> Any:
-            self.layers, kept = self.layers[:rank], self.layers
-            try:
-                return super().forward(ids, labels)
-            finally:
-                self.layers = kept
 
     found = {}
     for gradients in ("dense", "lean"):
         torch.manual_seed(3)
         tuning, optimizer = tuned(gradients, Part())
+        tuning.model.taking = rank
         wrapped = DistributedDataParallel(tuning.model, find_unused_parameters=True)
         for step in range(2):
             tuning.forward(data(10 * rank + step), model=wrapped).loss.backward()
@@ -99,6 +105,19 @@ def absent(rank: int) -> dict[str, Any]:
             optimizer.zero_grad()
         found[gradients] = bits(tuning.model)
     return found
+
+
+def measured(rank: int) -> dict[str, Tensor]:
+    """Weights when norms are measured between micro-batches, in the second of which a layer is on one rank alone."""
+    torch.manual_seed(3)
+    tuning, optimizer = tuned("lean", Part())
+    wrapped = DistributedDataParallel(tuning.model, find_unused_parameters=True)
+    for part, taking in enumerate((2, 1 + rank)):
+        tuning.model.taking = taking
+        tuning.forward(data(10 * rank + part), model=wrapped).loss.backward()
+        tuning.clip(1e9)
+    tuning.step(optimizer)
+    return bits(tuning.model)
 
 
 def buffered(rank: int) -> dict[str, Tensor]:
@@ -184,7 +203,7 @@ def sharded(rank: int) -> dict[str, Any]:
     return found
 
 
-CHECKS = (replicated, checkpointed, scaled, absent, buffered, refusals, sharded)
+CHECKS = (replicated, checkpointed, scaled, absent, measured, buffered, refusals, sharded)
 
 
 def run(rank: int, folder: str) -> None:

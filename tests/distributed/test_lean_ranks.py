@@ -63,6 +63,10 @@ def test_what_takes_part_on_some_ranks_alone(found) -> None:
     assert differing(found[0]["absent"]["lean"], found[1]["absent"]["lean"]) == []
 
 
+def test_what_was_averaged_before_is_not_added_twice_on_some_ranks(found) -> None:
+    assert differing(found[0]["measured"], found[1]["measured"]) == []
+
+
 def test_buffers_are_those_of_rank_0(found) -> None:
     assert found[0]["buffered"]
     assert differing(found[0]["buffered"], found[1]["buffered"]) == []

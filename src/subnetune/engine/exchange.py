@@ -92,7 +92,7 @@ class Exchange:
         """Give each of `holders` (one for each name, equal on all ranks) the mean over the ranks of what was put aside.
 
         A tensor that has a gradient on no rank keeps none; where some ranks have one, the others count as zero, as
-        under DDP. Every rank must join.
+        under DDP. What was averaged before counts as put aside. Every rank must join.
         """
         wrapper = None if self._wrapper is None else self._wrapper()
         group = None if wrapper is None else wrapper.process_group
@@ -107,14 +107,15 @@ class Exchange:
             whole = torch.zeros(sum(holders[name].numel() for name in names), dtype=dtype, device=device)
             parts = torch.split(whole, [holders[name].numel() for name in names])
             for name, part in zip(names, parts, strict=True):
-                if name in self._pending:
-                    part.copy_(self._pending.pop(name).reshape(-1))
+                own, earlier = self._pending.pop(name, None), holders[name].grad
+                if own is not None:
+                    part.copy_(own.reshape(-1))
+                if earlier is not None:  # a mean that was asked for before; other ranks have it in what they put aside
+                    part.add_(earlier.reshape(-1))
             whole.div_(dist.get_world_size(group))  # before the sum, as DDP does
             dist.all_reduce(whole, group=group)
             for name, part in zip(names, parts, strict=True):
-                mean = part.view(holders[name].shape)
-                known = holders[name].grad
-                holders[name].grad = mean if known is None else known.add_(mean)
+                holders[name].grad = part.view(holders[name].shape)
         if wrapper is not None and wrapper.broadcast_buffers and bool(there.any()):  # `no_sync` leaves them alone
             for buffer in wrapper.buffers():
                 if buffer.is_floating_point():
