@@ -33,6 +33,8 @@ def checked_example(setting: Setting, owned: list[Owner], two: Batch, clip: floa
         raise NotByHooks(f"hooks see {len(sums.totals)} tensors, the loop {len(wanted)}, or of other shapes")
     norms = {name: float(torch.linalg.vector_norm(gradient)) for name, gradient in wanted.items()}
     floor = max(norms.values(), default=0.0) / 32
+    if not floor:
+        raise NotByHooks("the first example has no gradient at all, which shows nothing")
     for name, gradient in wanted.items():
         apart = float(torch.linalg.vector_norm(sums.totals[name].sqrt() - gradient.abs()))
         if not apart <= hooked.noise * max(norms[name], floor):

@@ -8,6 +8,7 @@ from torch.autograd import grad
 
 from subnetune.core.errors import NumericError
 from subnetune.core.types import Batch, Setting
+from subnetune.score.example_classes import check_classes
 from subnetune.score.example_sums import ExampleSums
 from subnetune.score.example_weights import candidates, choose
 from subnetune.score.examples import batch_size, single
@@ -39,8 +40,12 @@ class HookedBatch:
         """Return which modules took part, and in which form."""
         return {(id(call.owner.module), call.form) for call in self.calls}
 
-    def factors(self) -> Tensor:
-        """Return by what B * the batch's gradients are multiplied to be those of the examples' own losses, (B,)."""
+    def factors(self, known: set[int] | None = None) -> Tensor:
+        """Return by what B * the batch's gradients are multiplied to be those of the examples' own losses, (B,).
+
+        `known` are the classes of which an example was compared already, to which those of this batch are added; None:
+        no such comparison.
+        """
         if not self.calls:
             return torch.ones(self.size)
         top = self.calls[-1]  # what is above it is a small part of the model, most often only the loss
@@ -52,7 +57,10 @@ class HookedBatch:
             found = grad(loss, [taps.calls[-1].edge], allow_unused=True)[0] if taps.calls else None
             return torch.zeros_like(there[row]) if found is None else found[0]
 
-        return choose(candidates(self.batch, self.size), there, own, self.noise)
+        factors = choose(candidates(self.batch, self.size), there, own, self.noise)
+        if known is not None:
+            check_classes(self.batch, factors, there, own, self.noise, known)
+        return factors
 
     def backward(self, sums: ExampleSums, factors: Tensor, piece: str) -> None:
         """Add the squares to `sums`; frees the graph. NumericError for a gradient that is not finite."""

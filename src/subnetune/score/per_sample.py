@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 class PerSample:
     """Add the squared gradient of each example to `totals`, batch after batch.
 
-    An example of the first batch is scored both ways, and one of every batch is compared at the top of the model: hooks
-    serve only where they give what the loop gives, up to rounding. `hooked` and `looped` count examples, `reason` says
-    why hooks ended, if they did.
+    An example of the first batch is scored both ways, and one of every batch and of every class is compared at the top
+    of the model: hooks serve only where they give what the loop gives, up to rounding. `hooked` and `looped` count
+    examples, `reason` says why hooks ended, if they did.
     """
 
     singly: ClassVar[bool] = True
@@ -34,6 +34,7 @@ class PerSample:
         self.hooked, self.looped, self.reason = 0, 0, ""
         self._owners: list[Owner] = []
         self._checked: Kinds = set()
+        self._classes: set[int] = set()  # of which an example was compared
         try:
             if training:
                 raise NotByHooks("in training mode every example alone draws its own dropout")
@@ -65,7 +66,7 @@ class PerSample:
         hooked = HookedBatch(self.setting, self._owners, batch)
         if not hooked.kinds() <= self._checked:
             raise NotByHooks("a module takes part that did not in the first batch, or in another way")
-        hooked.backward(self.sums, hooked.factors(), piece)
+        hooked.backward(self.sums, hooked.factors(self._classes), piece)
 
     def _end_hooks(self, unfit: NotByHooks) -> None:
         self.reason = str(unfit)

@@ -326,8 +326,9 @@ def test_activation_checkpointing_computes_its_part_again_and_changes_nothing(bo
     check_equal(hooks, loop)
     wrapped.calls = 0
     Fisher("per-sample")(setting(model, data))
-    # Each batch and the first two examples: forward, probe, again for the backward pass. The example alone: twice.
-    assert wrapped.calls == 3 * 3 + 2
+    # Each batch and the first two examples: forward, probe, again for the backward pass. The example alone:
+    # twice. An example of each class, once in all.
+    assert wrapped.calls == 3 * 3 + 2 + 3
 
 
 def test_reentrant_checkpointing_is_refused_by_torch_as_in_the_loop(both: Both) -> None:
@@ -431,6 +432,25 @@ def test_a_batch_that_hooks_cannot_serve_ends_them_and_keeps_what_they_had(
     assert (way.hooked, way.looped) == (5, 5)
     check_equal(hooks, loop)
     assert "one backward pass for each example, since an example's own gradient is not" in caplog.text
+
+
+def graded(model: Pooled, given: Batch) -> Output:
+    """Classes weigh 1, 2 and 3, and an example of the middle one has the largest gradient of its batch."""
+    logits = model.logits(given["ids"]) * torch.tensor([1.0, 4.0, 1.0])[given["labels"]][:, None]
+    return Output(functional.cross_entropy(logits, given["labels"], weight=torch.tensor([1.0, 2.0, 3.0])), logits)
+
+
+def test_an_example_of_the_mean_weight_does_not_speak_for_the_others(both: Both) -> None:
+    check_looped(both(Pooled(), pooled_batches([1, 1, 0, 2], [1, 0, 2]), forward=graded), "an example of class")
+
+
+def test_a_first_example_without_gradient_shows_nothing(both: Both) -> None:
+    def forward(model: Pooled, given: Batch) -> Output:
+        logits = model.logits(given["ids"])
+        losses = functional.cross_entropy(logits, given["labels"], reduction="none")
+        return Output((losses * (given["labels"] > 0)).mean(), logits)
+
+    check_looped(both(Pooled(), pooled_batches([0, 1, 2], [1, 0, 2]), forward=forward), "no gradient at all")
 
 
 @pytest.mark.parametrize("reduction", ["all tokens", "tokens, then examples", "next tokens"])
