@@ -16,7 +16,7 @@ from trainers import StopAt, small, tuned
 pytest.importorskip("peft")
 
 
-@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("at", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_trainers_own_checkpoint_resumes_to_the_bit(at: int, tmp_path: Path) -> None:
     recipe = lora(r=4, dropout=0.2)
     whole_run = tuned(tmp_path / "one", recipe)

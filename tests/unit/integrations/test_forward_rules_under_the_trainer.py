@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,9 +55,22 @@ def sentences() -> list[dict[str, Tensor]]:
     return rows
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("task", ["classes", "tokens"])
-@pytest.mark.parametrize("kind", ["r-drop", "r3f", "l2-sp", "hype"])
+QUICK = {
+    ("r-drop", "classes", 2),
+    ("r3f", "tokens", 2),
+    ("l2-sp", "classes", 1),
+    ("l2-sp", "tokens", 2),
+    ("hype", "classes", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "accumulation"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in product(("r-drop", "r3f", "l2-sp", "hype"), ("classes", "tokens"), (1, 2))
+    ],
+)
 def test_the_logged_loss_is_the_formula(kind: str, task: str, accumulation: int, tmp_path: Path) -> None:
     rule = {"r-drop": RDrop(300.0), "r3f": R3F(300.0, 0.5), "l2-sp": PullToPretrained(3.0), "hype": NoisyLayers(0.5)}[
         kind

@@ -94,8 +94,15 @@ def scaled(folder: Path, accelerate_unscales: bool, overflow_at: int = -1, **cha
     return trainer
 
 
-@pytest.mark.parametrize("accelerate_unscales", [False, True])
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize(
+    ("optim", "accelerate_unscales"),
+    [
+        ("adamw_torch", True),
+        ("adamw_torch_fused", False),
+        pytest.param("adamw_torch", False, marks=pytest.mark.slow),
+        pytest.param("adamw_torch_fused", True, marks=pytest.mark.slow),
+    ],
+)
 def test_scaled_gradients_are_clipped_unscaled(optim: str, accelerate_unscales: bool, tmp_path: Path) -> None:
     trainer = scaled(tmp_path, accelerate_unscales, optim=optim)
     trainer.train()
@@ -152,9 +159,19 @@ class Spoils:
         return loss * self.bad if self.what == "loss" else loss + self.bad
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-@pytest.mark.parametrize("clip", [0.0, 0.5])
-@pytest.mark.parametrize(("what", "bad"), [("loss", "nan"), ("value", "inf"), ("gradient", "nan"), ("gradient", "inf")])
+BAD = (("loss", "nan"), ("value", "inf"), ("gradient", "nan"), ("gradient", "inf"))
+QUICK = {("loss", "adamw_torch_fused", 0.5), ("value", "adamw_torch", 0.0), ("gradient", "adamw_torch", 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("what", "bad", "clip", "optim"),
+    [
+        pytest.param(what, bad, clip, optim, marks=() if (what, optim, clip) in QUICK else pytest.mark.slow)
+        for what, bad in BAD
+        for clip in (0.0, 0.5)
+        for optim in ("adamw_torch", "adamw_torch_fused")
+    ],
+)
 def test_fault_37_a_bad_step_stops_the_run(what: str, bad: str, clip: float, optim: str, tmp_path: Path) -> None:
     trainer = tuned(tmp_path, SPARSE, max_grad_norm=clip, optim=optim)
     spoils = trainer.compute_loss_func = Spoils(trainer, what, float(bad))

@@ -18,7 +18,11 @@ from tiny import bits, differing, tiny
 from trainers import CLASSIFIER, EXACT, WHOLE, Doubled, examples, small, stock, tuned
 
 
-@pytest.mark.parametrize("changes", [{}, {"label_smoothing_factor": 0.2}], ids=["plain", "smoothed"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_smoothing_factor": 0.2}, pytest.param({}, marks=pytest.mark.slow)],
+    ids=["smoothed", "plain"],
+)
 def test_a_rule_that_changes_nothing_leaves_the_loss_of_the_trainer(changes: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe(scope=WHOLE.scope, forward=(Doubled(),))
     usual = {"gradient_accumulation_steps": 2, "max_steps": 4, **changes}
@@ -60,8 +64,15 @@ def by_items(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None)
     return nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
-@pytest.mark.parametrize("function", [None, by_items])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("accumulation", "function"),
+    [
+        (1, None),
+        (2, by_items),
+        pytest.param(1, by_items, marks=pytest.mark.slow),
+        pytest.param(2, None, marks=pytest.mark.slow),
+    ],
+)
 def test_a_penalty_counts_once_however_the_loss_is_normalised(function: Any, accumulation: int, tmp_path: Path) -> None:
     losses = []
     for penalty in (0.0, 1.0):

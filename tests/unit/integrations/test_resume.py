@@ -44,16 +44,26 @@ def one_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stopped(tmp_path_factory.mktemp("one"), STATIC, 2)
 
 
+RECIPES = {"whole": WHOLE, "static": STATIC, "dynamic": DYNAMIC, "stateful": STATEFUL}
+RUNS = (("adamw_torch", 5, 1), ("adamw_torch_fused", 7, 2), ("adamw_torch", 7, 2), ("adamw_torch_fused", 5, 1))
+QUICK = {("static", 7, "adamw_torch_fused"), ("dynamic", 5, "adamw_torch"), ("stateful", 7, "adamw_torch_fused")}
+
+
 @pytest.mark.parametrize(
-    ("optim", "at", "accumulation"),
+    ("recipe", "optim", "at", "accumulation"),
     [
-        ("adamw_torch", 5, 1),
-        ("adamw_torch_fused", 7, 2),
-        pytest.param("adamw_torch", 7, 2, marks=pytest.mark.slow),
-        pytest.param("adamw_torch_fused", 5, 1, marks=pytest.mark.slow),
+        pytest.param(
+            recipe,
+            optim,
+            at,
+            accumulation,
+            marks=() if (name, at, optim) in QUICK else pytest.mark.slow,
+            id=f"{name}-{optim}-{at}-{accumulation}",
+        )
+        for name, recipe in RECIPES.items()
+        for optim, at, accumulation in RUNS
     ],
 )
-@pytest.mark.parametrize("recipe", [WHOLE, STATIC, DYNAMIC, STATEFUL], ids=["whole", "static", "dynamic", "stateful"])
 def test_stop_and_resume_is_the_run_that_was_never_stopped(
     recipe: Recipe, at: int, accumulation: int, optim: str, tmp_path: Path
 ) -> None:
@@ -74,7 +84,7 @@ def test_stop_and_resume_is_the_run_that_was_never_stopped(
     assert same_values(mine["state"], theirs["state"])
 
 
-@pytest.mark.parametrize("at", [1, 3, 9])
+@pytest.mark.parametrize("at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 9))])
 def test_any_step_will_do_and_true_finds_the_newest(at: int, tmp_path: Path) -> None:
     whole_run = tuned(tmp_path / "one", STATEFUL)
     whole_run.train()

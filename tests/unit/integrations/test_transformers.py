@@ -30,13 +30,14 @@ FUSED = {"optim": "adamw_torch_fused"}
     ("recipe", "dropout", "changes"),
     [
         (WHOLE, False, {}),
-        (WHOLE, False, FUSED),
+        pytest.param(WHOLE, False, FUSED, marks=pytest.mark.slow),
         (WHOLE, True, {"gradient_accumulation_steps": 2, "max_steps": 6}),
         (methods.full(), True, FUSED),
-        (EVERYTHING, True, {}),  # scored first: dropout and the order of the data must be those of the stock run
+        # Scored first: dropout and the order of the data must be those of the stock run.
+        pytest.param(EVERYTHING, True, {}, marks=pytest.mark.slow),
         (EVERYTHING, True, {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 4, **FUSED}),
-        (WHOLE, True, {"bf16": True, "label_smoothing_factor": 0.1}),
-        (WHOLE, False, {"max_grad_norm": 0.0}),
+        pytest.param(WHOLE, True, {"bf16": True, "label_smoothing_factor": 0.1}, marks=pytest.mark.slow),
+        pytest.param(WHOLE, False, {"max_grad_norm": 0.0}, marks=pytest.mark.slow),
     ],
     ids=["plain", "fused", "dropout", "groups", "scored", "epochs", "bf16", "unclipped"],
 )
