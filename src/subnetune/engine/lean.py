@@ -60,6 +60,7 @@ class LeanGradients:
         self._child = child
         self.leaves: dict[str, nn.Parameter] = {}
         self._hooked: dict[str, weakref.ref[Tensor]] = {}
+        self._dropped: set[str] = set()  # had gradients that nobody has cleared
         self._handles: list[Removable] = []
         locals_ = {name: child.local(name) for name in child.names}
         self._sharded = any(placement(local).sharded for local in locals_.values())
@@ -117,10 +118,31 @@ class LeanGradients:
         return self.leaves[name].grad
 
     def clear(self, leaves: bool = True) -> None:
-        """Drop packed gradients, what awaits the other ranks, and dense gradients that were set by hand."""
-        for name, leaf in self.leaves.items():
-            if leaves:
-                leaf.grad = None
+        """Drop gradients: packed ones, what awaits the other ranks, and dense ones that were set by hand.
+
+        Not `leaves`: packed ones become zero instead, those too that a step has used and dropped since. A tensor that
+        takes no part in the next step is then stepped with zero, as one with a dense gradient of zeros is.
+        """
+        if leaves:
+            self.drop()
+            self._dropped.clear()
+            return
+        for name in self._dropped:
+            leaf = self.leaves[name]
+            leaf.grad = (
+                torch.zeros(leaf.shape, dtype=leaf.dtype, device=leaf.device) if leaf.grad is None else leaf.grad
+            )
+        self._drop_others()
+
+    def drop(self) -> None:
+        """Drop all gradients that a step has used, or an overflow spoiled."""
+        self._dropped |= {name for name, leaf in self.leaves.items() if leaf.grad is not None}
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        self._drop_others()
+
+    def _drop_others(self) -> None:
+        for name in self.leaves:
             self._child.parameter(name).grad = None
         if self.exchange is not None:
             self.exchange.clear()

@@ -108,7 +108,7 @@ class ServedOptimizer(Optimizer):
         self.update()
         self._forget()
         if self.lean is not None:  # a loop that calls `model.zero_grad()` does not reach them
-            self.lean.clear()
+            self.lean.drop()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of everything that trains, and what `clip` has asked for."""

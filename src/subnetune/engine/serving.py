@@ -66,7 +66,7 @@ class ServedEngine(ReferenceEngine):
         """
         self.optimizer.settle()
         if self._scaled and self.optimizer.lean is not None:
-            self.optimizer.lean.clear()
+            self.optimizer.lean.drop()
 
     def made_up(self, optimizer: Optimizer) -> bool:
         """Return False: who asks a served optimizer for states by parameter is refused before any step."""

@@ -420,3 +420,17 @@ def test_a_tensor_that_never_trained_may_change_its_shape_and_costs_no_other_its
             optimizer.zero_grad()
         ends.append({name: value for name, value in bits(model).items() if not name.startswith("spare")})
     assert differing(*ends) == []
+
+
+@pytest.mark.parametrize("gradients", ["dense", "lean"])
+def test_gradients_that_are_set_to_zero_are_stepped_with(gradients: str) -> None:
+    """Where a tensor takes no part in a step, its decay and momentum go on; with lean gradients as well."""
+    ends = []
+    for engine, kept in (("reference", "dense"), ("packed", gradients)):
+        model, tuning, optimizer = bound(optim.AdamW, engine, lr=1e-2, weight_decay=0.1, gradients=kept)
+        for batch in data(5):
+            tuning.forward(batch).loss.backward()
+            tuning.step(optimizer)
+            optimizer.zero_grad(set_to_none=False)
+        ends.append(bits(model))
+    assert differing(*ends) == []
