@@ -76,7 +76,7 @@ def _found(
     size = sum(tensor.numel() for tensor in trained.values())
     against = refused["fused"]
     if against is None and size < SMALL:
-        against = f"{size} entries train, and below {SMALL} a fused step saves nothing"
+        against = f"{size} entries train, and below {SMALL} compiling does not pay"
     elif against is None and not _compiled(device):  # asked last: it loads the compiler
         against = f"no compiled kernels for {device} are installed (numba, Triton)"
     if against is None:
