@@ -1,8 +1,8 @@
 """AdamW of many tensors in one call: blocks of all of them are one list of work, shared out among the threads.
 
-A call for each tensor costs some twenty microseconds, which for the two hundred tensors of a BERT is as much as a tenth
-of the step. Here the tensors' addresses go in as a table. Neighbouring blocks alternate between the threads in runs,
-since blocks with few selected entries take less time than others.
+A call for each tensor costs more in Python than small tensors take to update, and models have hundreds of them. Here
+the tensors' addresses go in as a table. Neighbouring blocks alternate between the threads in runs, since blocks with
+few selected entries take less time than others.
 """
 
 from __future__ import annotations
