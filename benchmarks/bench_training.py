@@ -2,6 +2,7 @@
 
     python benchmarks/bench_training.py --write-docs
     python benchmarks/bench_training.py --models minilm --methods f,dps --repeats 20
+    python benchmarks/bench_training.py --models bert --add --write-docs
 
 Each method trains a model in turn with full fine-tuning (a plain loop with torch's fused AdamW) on an equal model, step
 by step, in processes of its own: same batch, dropout as the model has it, clipping at 1.0. DPS is measured over whole
@@ -14,7 +15,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from harness import Samples, Way, goal, interleave, measure, parse, parser, pooled, report, row, shown, table, total
+from harness import (
+    Samples,
+    Way,
+    earlier,
+    goal,
+    interleave,
+    measure,
+    parse,
+    parser,
+    pooled,
+    report,
+    row,
+    shown,
+    table,
+    total,
+)
 
 FULL = "peer"
 METHODS: dict[str, tuple[str, float | None]] = {  # its name in the table, and the most it may take on MiniLM
@@ -131,6 +147,7 @@ def main() -> None:
     made.add_argument("--processes", type=int, default=2, help="processes that share the repetitions (default 2)")
     made.add_argument("--stage", type=int, default=20, help="steps of each of DPS's stages (BERT: a quarter)")
     made.add_argument("--warmup", type=int, default=3)
+    made.add_argument("--add", action="store_true", help="keep the rows of the docs' file that this run leaves out")
     made.add_argument("--batch-size", type=int, default=16)
     made.add_argument("--tokens", type=int, default=64)
     options = parse(made)
@@ -143,7 +160,8 @@ def main() -> None:
     for asked, known in ((models, ("minilm", "bert")), (chosen, METHODS)):
         if unknown := set(asked) - set(known):
             made.error(f"{sorted(unknown)[0]!r} is none of {', '.join(known)}")
-    rows, parts = [], []
+    old = earlier("training", options) if options.add else []
+    rows = []
     for model_name in models:
         for method in chosen:
             runs = [measure(f"{model_name}/{method}") for _ in range(options.processes)]
@@ -151,13 +169,18 @@ def main() -> None:
             found = rows_of(model_name, method, samples, runs[0]["engine"], options)
             print(model_name, *(f"{one['name']}: {shown(one)}" for one in found), sep="\n  ", flush=True)
             rows += found
-        parts.append(titled(model_name, [one for one in rows if one["model"] == model_name]))
+    taken = {(one["model"], one["method"]) for one in rows}
+    everything = rows + [one for one in old if (one["model"], one["method"]) not in taken]
+    order = list(METHODS)
+    everything.sort(key=lambda one: (one["model"] != "minilm", order.index(one["method"])))  # stable: DPS has three
+    models = dict.fromkeys(one["model"] for one in everything)
+    parts = [titled(name, [one for one in everything if one["model"] == name]) for name in models]
     size = "2 x 8" if options.quick else f"{options.batch_size} x {options.tokens}"
     about = (
         f"`python benchmarks/bench_training.py --repeats {options.repeats}`: batches of {size} tokens, clipping at "
         "1.0; the ratio is of paired steps to full fine-tuning in a plain loop."
     )
-    report("training", options, "\n\n".join(parts), rows, about)
+    report("training", options, "\n\n".join(parts), everything, about)
 
 
 def titled(model_name: str, rows: list[dict[str, Any]]) -> str:

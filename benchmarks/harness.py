@@ -163,6 +163,23 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
+def earlier(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the results in the docs' JSON file, which a run that measures only some rows adds to.
+
+    Raises SystemExit where they are of another machine, or of other versions: one table is of one machine.
+    """
+    device = getattr(options, "device", "cpu")
+    file = FOLDER / f"{name if device == 'cpu' else f'{name}-{device}'}.json"
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    now = environment(options.threads, device)
+    if found["machine"] != now:
+        raise SystemExit(f"{file.name} is of another machine ({environment_line(found['machine'])}): leave out --add")
+    rows: list[dict[str, Any]] = found["results"]
+    return rows
+
+
 def measure(what: str, extra: Mapping[str, str] | None = None, arguments: Sequence[str] = ()) -> Any:
     """Run this script anew with `--child what` in a process of its own; return what it printed as JSON, last."""
     command = [sys.executable, sys.argv[0], *sys.argv[1:], *arguments, "--child", what]

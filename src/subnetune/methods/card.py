@@ -63,6 +63,8 @@ class Card:
     `leaks` says how entries that the mask leaves out move all the same under the preset's defaults, or is None where
     they keep their bits. `differs_from_release` lists how the preset differs from the authors' release. `found` is what
     our own runs say; where it is left out, and for time and memory, `measured.py` says it, written by a script.
+    `own` names the defaults that make the method what it is: a comparison, which gives all methods one budget, leaves
+    them as they are.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Card:
     differs_from_release: tuple[str, ...]
     defaults: Defaults
     found: str = ""
+    own: tuple[str, ...] = ()
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return all there is to say under its label, in order; a label may stand more than once."""

@@ -80,4 +80,5 @@ ULMFIT = Card(
         "the last batch of an epoch must not be a single example: BatchNorm has no spread then, an error",
     ),
     defaults=Defaults(lr=1e-4, schedule="stlr", warmup=0.1, weight_decay=0.0),
+    own=("schedule", "warmup"),
 )

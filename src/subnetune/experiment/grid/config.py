@@ -1,0 +1,252 @@
+"""A grid as a frozen value: which tasks, methods, seeds and train sizes, and what all of its runs share.
+
+The fields are the names of a grid file and, with dashes, the flags of `subnetune compare`. What a run needs besides
+(learning rate, epochs, batch size, ...) stands under `common`, or under a task or a method, by `RunConfig`'s names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
+
+from subnetune.core.errors import UsageError, nearest
+from subnetune.experiment.config import File, field_names, option
+from subnetune.experiment.strict_yaml import dump_yaml, read_yaml
+
+# What the authors of Child-Tuning name in their repository (METHODS A.3): the first N of them are `seeds: N`.
+PUBLISHED_SEEDS = (42, 52, 57, 63, 78, 96, 127, 140, 298, 375)
+# The published protocol of the small GLUE tasks. Every method gets it, but for what its card says is its own.
+BUDGET: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 16,
+    "schedule": "linear",
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "eval_at": "end",
+}
+# A cell says these itself; given in `common` they would be overruled, so they are refused there.
+OF_CELLS = frozenset(
+    ("seed", "method", "task", "max_train", "output", "resume", "delta", "holdout", "model", "data_dir")
+)
+Options: TypeAlias = dict[str, Any]
+Table: TypeAlias = dict[str, Options]
+
+
+def _seeds(value: object) -> object:
+    """Read `3` as the first three published seeds; check a list."""
+    if isinstance(value, Mapping):
+        return {task: _seeds(seeds) for task, seeds in value.items()}
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value <= len(PUBLISHED_SEEDS):
+            raise ValueError(f"a number of seeds is 1 to {len(PUBLISHED_SEEDS)}; for other seeds write a list of them")
+        return PUBLISHED_SEEDS[:value]
+    seeds = tuple(value) if isinstance(value, list | tuple) else value
+    if isinstance(seeds, tuple):
+        if not seeds:
+            raise ValueError("an empty list of seeds")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands there twice; each is one run")
+    return seeds
+
+
+def _table(value: object) -> object:
+    """Read `a,b`, a list of names, or a mapping from names to options (None: no options)."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if isinstance(value, list | tuple):
+        if len(set(map(str, value))) < len(value):
+            raise ValueError("a name stands there twice")
+        return {name: {} for name in value}
+    if isinstance(value, Mapping):
+        return {
+            name: dict(entry) if isinstance(entry, Mapping) else {} if entry is None else entry
+            for name, entry in value.items()
+        }
+    return value
+
+
+def _sizes(value: object) -> object:
+    """Read a train size, or a list of them; `all` (None) is the whole file."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, str):
+        values = [int(part) if part.strip().isdigit() else part.strip() for part in value.split(",")]
+    return tuple(None if size == "all" else size for size in values)
+
+
+def _several(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    return tuple(value) if isinstance(value, list) else value
+
+
+Seeds = tuple[int, ...]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Search(_Strict):
+    """A small search per task, method and train size, on a part of train that is held out; dev is not looked at.
+
+    Every combination of the values of `lr`, `keep` (where the method has it) and `options` (named lists of options of
+    the method) is run with each seed; the best mean of the headline metric is taken, the first listed of equals.
+    """
+
+    holdout: float = option(0.3, "The share of train that is held out.", "a number in (0, 1)", gt=0, lt=1)
+    max_eval: int | None = option(None, "Evaluate on the first so many of it.", "an integer of at least 1", ge=1)
+    seeds: Annotated[Seeds, BeforeValidator(_seeds)] = option((42,), "Seeds of the search.", "a number or a list")
+    lr: Numbers = option((), "Learning rates.", "a list of numbers")
+    keep: Numbers = option((), "Fractions that train.", "a list of numbers")
+    options: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_several)]] = option(
+        {}, "Lists of values of the method's options.", "names and lists"
+    )
+
+
+class GridConfig(_Strict):
+    """What a grid runs. See `from_values` for the errors."""
+
+    preset: str | None = option(None, "A protocol to start from; see docs/compare.md.", "a protocol's name")
+    model: str = option("minilm", "`minilm`, a folder, or a Hub name.", "a name or folder", min_length=1)
+    data_dir: File | None = option(None, "The folder that holds the tasks' official downloads.", "a folder")
+    tasks: Annotated[Table, BeforeValidator(_table)] = option(
+        {}, "Tasks by name, separated by commas; in a file also with options of their runs.", "names of tasks"
+    )
+    methods: Annotated[Table, BeforeValidator(_table)] = option(
+        {}, "Methods by name; in a file labels with options (`method` names it where the label does not).", "methods"
+    )
+    seeds: Annotated[Seeds | dict[str, Seeds], BeforeValidator(_seeds)] = option(
+        PUBLISHED_SEEDS[:3], "The first N published seeds, or a list; in a file also one of these per task.", "seeds"
+    )
+    train_size: Annotated[tuple[int | None, ...], BeforeValidator(_sizes)] = option(
+        (None,),
+        "Numbers of training examples, drawn apart from the seeds, stratified; `all` is the whole file.",
+        "integers of at least 1, or all",
+    )
+    train_seed: int = option(0, "Draws the training examples, the same for all methods and seeds.", "an integer", ge=0)
+    baseline: str | None = option(None, "The method that others are compared with. Default: full.", "a method")
+    common: Options = option({}, "Options of every run, by the names of `train`'s flags.", "names and values")
+    search: Search | None = option(None, "A search on held-out train before the seeds are run.", "a mapping")
+    transfer: Names = option((), "Tasks that every tuned model is evaluated on, unchanged.", "names of tasks")
+    probes: Names = option((), "Tasks for which a linear head is fitted on the frozen tuned encoder.", "names of tasks")
+    max_transfer: int | None = option(None, "Examples of each of these at most.", "an integer", ge=1)
+    analyse: Literal["none", "first", "all"] = option(
+        "first", "Analyse representations and loss surface of no run, the first seed's, or all.", "none, first or all"
+    )
+    artefacts: Literal["all", "first", "none"] = option(
+        "all", "Keep deltas and masks of all runs, of the first seed's, or of none.", "all, first or none"
+    )
+
+    @field_validator("train_size")
+    @classmethod
+    def _sizes_are_counts(cls, value: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        if not value or any(size is not None and size < 1 for size in value) or len(set(value)) < len(value):
+            raise ValueError("train sizes are different integers of at least 1, or all")
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> GridConfig:
+        from subnetune.methods import get
+        from subnetune.tasks import find_task
+
+        for name, entry in self.tasks.items():
+            if "train_file" not in entry:
+                find_task(name)
+        for label, entry in self.methods.items():
+            get(str(entry.get("method", label)))
+        for name in (*self.transfer, *self.probes):
+            find_task(name)
+        if self.baseline is not None and self.baseline not in self.methods:
+            raise ValueError(f"baseline {self.baseline!r} is none of the methods {', '.join(self.methods)}")
+        if isinstance(self.seeds, dict) and set(self.seeds) != set(self.tasks):
+            raise ValueError(f"seeds per task must name each task once: {', '.join(self.tasks)}")
+        for where, given in (("common", self.common), *self.tasks.items(), *self.methods.items()):
+            _check_options(where, given)
+        return self
+
+    @property
+    def reference(self) -> str | None:
+        """The label of the baseline: the one that is named, else `full`, else the first method."""
+        return self.baseline or ("full" if "full" in self.methods else next(iter(self.methods), None))
+
+    def seeds_of(self, task: str) -> Seeds:
+        """Return the seeds of a task."""
+        return self.seeds[task] if isinstance(self.seeds, dict) else self.seeds
+
+    def values(self) -> dict[str, Any]:
+        """Return what a grid file would say: plain values by name, without what is unset."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        values["train_size"] = ["all" if size is None else size for size in self.train_size]
+        return values
+
+    def to_yaml(self) -> str:
+        """Return the text of `grid.yaml`; reading it back gives an equal grid."""
+        return dump_yaml(self.values())
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object], source: str = "") -> GridConfig:
+        """Check `values`, the preset's underneath, and return the grid.
+
+        Raises UsageError for all problems at once, each with what was got and what is allowed.
+        """
+        from subnetune.experiment.grid.protocols import protocol
+
+        name = values.get("preset")
+        below = protocol(name) if isinstance(name, str) else {}
+        merged = {**below, **values}
+        if isinstance(below.get("common"), dict) and isinstance(values.get("common"), dict):
+            merged["common"] = {**below["common"], **values["common"]}  # type: ignore[dict-item]
+        try:
+            grid = cls.model_validate(merged)
+        except ValidationError as error:
+            raise UsageError("\n".join(_problem(problem, source) for problem in error.errors())) from None
+        missing = [name for name in ("tasks", "methods") if not getattr(grid, name)]
+        if missing:
+            raise UsageError(f"a grid needs {' and '.join(missing)}: give --{missing[0]}, or a --preset or --config")
+        return grid
+
+
+def load_grid(file: Path | None, flags: Mapping[str, object]) -> GridConfig:
+    """Return the grid that a file and flags describe; flags win, `common` is merged name by name. UsageError."""
+    values: dict[str, object] = dict(read_yaml(file).values) if file is not None else {}
+    common = {**(_mapping(values.get("common")) or {}), **(_mapping(flags.get("common")) or {})}
+    merged = {**values, **flags, **({"common": common} if common else {})}
+    return GridConfig.from_values(merged, "" if file is None else str(file))
+
+
+def _mapping(value: object) -> dict[str, object] | None:
+    return dict(value) if isinstance(value, Mapping) else None
+
+
+def _check_options(where: str, given: object) -> None:
+    """Raise ValueError for an option that no run has, or that the grid itself decides."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: wanted names and values, got {given!r}")
+    own = {"common": OF_CELLS}.get(where, OF_CELLS - {"method", "data_dir"})
+    for name in given:
+        if name in own:
+            raise ValueError(f"{where}: {name!r} is said by the grid itself, not among a run's options")
+        if name not in field_names() and name != "search":
+            raise ValueError(f"{where}: unknown option {name!r}{nearest(name, field_names())}")
+
+
+def _problem(problem: Any, source: str) -> str:
+    path = ".".join(str(part) for part in problem["loc"][:2])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    where = f"{source}: " if source else ""
+    field = GridConfig.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+    if problem["type"] == "extra_forbidden":
+        near = nearest(path, GridConfig.model_fields)
+        hint = "; options of runs stand under `common`" if path in field_names() else near
+        return f"{where}unknown option {path!r}{hint}"
+    if problem["type"] == "value_error" or field is None:
+        return f"{where}{path}: {message}" if path else f"{where}{message}"
+    extra = field.json_schema_extra
+    allowed = extra["allowed"] if isinstance(extra, dict) else ""
+    return f"{where}{path}: got {repr(problem['input'])[:200]}, allowed is {allowed}"

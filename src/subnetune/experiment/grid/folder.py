@@ -1,0 +1,161 @@
+"""A grid's folder: its definition, its cells and what each of them came to.
+
+grid.yaml              the definition, as of the last `compare`
+cells/NAME/            a run directory, see RunDir; and in it:
+    cell.json          which cell of the grid it is, written first
+    result.json        what it came to, written last: the cell is done or failed, and is not run again
+    analysis/          what `subnetune.experiment.analysis` found, JSON and npz
+locks/NAME             who works on a cell
+report.html, report.md, results.csv, statistics.csv     what `report` writes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from subnetune.core.errors import CheckpointError, UsageError
+from subnetune.core.files import atomic_write
+from subnetune.experiment.grid.cells import Cell, Group, groups, run_cells, search_cells
+from subnetune.experiment.grid.config import GridConfig, load_grid
+from subnetune.experiment.result import Evaluation
+from subnetune.experiment.rundir import RunDir, read_json, write_json
+
+State = Literal["done", "failed"]
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell came to.
+
+    `value` is the headline `metric` on the first evaluation split, as in `RunResult`. `majority` has the same shape as
+    `evaluation`: what predicting the most frequent training class (for scores: their mean) always would have. `transfer`
+    and `probes` have metrics per task (and split: `mnli/dev_matched`), `skipped` the reasons why a set was left out.
+    `settings` are the options that matter for comparing: lr, epochs, batch_size, schedule, warmup, weight_decay, clip,
+    dropout, steps, train_examples, max_length, keep, precision, engine, threads. `peak_memory_bytes` is beyond the
+    process before the model was loaded. A failed cell has `error` and nothing else that counts.
+    """
+
+    state: State
+    metric: str = ""
+    value: float | None = None
+    evaluation: Evaluation = field(default_factory=dict)
+    majority: Evaluation = field(default_factory=dict)
+    transfer: Evaluation = field(default_factory=dict)
+    probes: Evaluation = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    trained: int = 0
+    total: int = 0
+    delta_bytes: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, str] | None = None
+
+    @property
+    def at_majority(self) -> bool:
+        """Whether the run learned nothing: its headline is at, or below, that of always saying the same."""
+        level = next(iter(self.majority.values()), {}).get(self.metric)
+        return self.value is not None and level is not None and self.value <= level + 1e-9
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], path: Path) -> CellResult:
+        """Return the result in `values`. Raises CheckpointError where fields are missing or unknown."""
+        try:
+            return CellResult(**values)
+        except TypeError as error:
+            raise CheckpointError(f"{path}: not the result of a cell ({error})") from error
+
+
+@dataclass(frozen=True)
+class GridFolder:
+    """The paths inside a grid's folder, and its cells' results."""
+
+    path: Path
+
+    @property
+    def definition(self) -> Path:
+        """The grid, resolved: `grid.yaml`."""
+        return self.path / "grid.yaml"
+
+    def cell(self, cell: Cell | str) -> Path:
+        """The run directory of a cell."""
+        return self.path / "cells" / (cell if isinstance(cell, str) else cell.name)
+
+    def lock(self, cell: Cell | str) -> Path:
+        """The file that says who works on a cell."""
+        return self.path / "locks" / (cell if isinstance(cell, str) else cell.name)
+
+    def run(self, cell: Cell | str) -> RunDir:
+        """The run directory of a cell, with its files."""
+        return RunDir(self.cell(cell))
+
+    def grid(self) -> GridConfig:
+        """Return the definition. Raises UsageError where there is none."""
+        if not self.definition.is_file():
+            raise UsageError(f"{self.path} holds no grid (no {self.definition.name}); `subnetune compare` makes one")
+        return load_grid(self.definition, {})
+
+    def write_grid(self, grid: GridConfig) -> None:
+        """Write the definition, in place of an earlier one. Raises UsageError for a folder of something else."""
+        if self.path.is_dir() and not self.definition.is_file() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} holds something that is no grid; choose another --output")
+        for part in (self.path / "cells", self.path / "locks"):
+            part.mkdir(parents=True, exist_ok=True)
+        text = grid.to_yaml().encode()
+        if not self.definition.is_file() or self.definition.read_bytes() != text:
+            atomic_write(self.definition, text)
+
+    def result(self, cell: Cell | str) -> CellResult | None:
+        """Return what a cell came to, or None where it is not finished."""
+        path = self.cell(cell) / "result.json"
+        return CellResult.from_json(read_json(path), path) if path.is_file() else None
+
+    def write_result(self, cell: Cell | str, result: CellResult) -> None:
+        """Write what a cell came to: from now on it is not run again."""
+        write_json(self.cell(cell) / "result.json", asdict(result))
+
+    # -- what there is to do -----------------------------------------------------------------------------------------
+
+    def chosen(self, grid: GridConfig, group: Group) -> dict[str, Any] | None:
+        """Return the setting that a group's search chose ({} where there is none); None while it is not finished.
+
+        The best mean over the search's seeds; of equals the first in the order of the search. A setting with a failed
+        cell counts as the worst.
+        """
+        cells = search_cells(grid, group)
+        if not cells:
+            from subnetune.experiment.grid.cells import settings_of
+
+            return settings_of(grid, group.method)[0]
+        results = [self.result(cell) for cell in cells]
+        if any(result is None for result in results):
+            return None
+        scores: dict[str, list[float]] = {}
+        for cell, result in zip(cells, results, strict=True):
+            assert result is not None
+            worst = result.value is None or result.state == "failed"
+            scores.setdefault(repr(dict(cell.setting)), []).append(
+                float("-inf") if worst else float(result.value or 0.0)
+            )
+        means = {key: sum(values) / len(values) for key, values in scores.items()}
+        best = max(means, key=lambda key: means[key])  # the first of equals: dicts keep the order
+        return next(dict(cell.setting) for cell in cells if repr(dict(cell.setting)) == best)
+
+    def to_do(self, grid: GridConfig) -> list[Cell]:
+        """Return every cell that is known by now, searches first, then seed by seed, so that a grid that is cut short
+        lacks a seed rather than a method."""
+        searches = [cell for group in groups(grid) for cell in search_cells(grid, group)]
+        runs: list[tuple[int, Cell]] = []
+        for group in groups(grid):
+            setting = self.chosen(grid, group)
+            if setting is not None:
+                runs += enumerate(run_cells(grid, group, setting))
+        return searches + [cell for _, cell in sorted(runs, key=lambda pair: pair[0])]
+
+    def waiting(self, grid: GridConfig) -> list[Group]:
+        """Return the groups whose search is not finished: their runs are not known yet."""
+        return [group for group in groups(grid) if self.chosen(grid, group) is None]

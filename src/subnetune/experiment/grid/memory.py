@@ -1,0 +1,36 @@
+"""How much memory a piece of work holds at its highest: the device's, or on Linux this process's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """Start when made; `bytes()` is the highest point since then, beyond what was held at the start (0: unknown)."""
+
+    def __init__(self) -> None:
+        self._cuda = torch.cuda.is_available()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._start = torch.cuda.memory_allocated()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counts from here
+        except OSError:
+            pass
+        self._start = _status("VmRSS")
+
+    def bytes(self) -> int:
+        """Return the highest number of bytes held since the start, less those held then."""
+        now = torch.cuda.max_memory_allocated() if self._cuda else _status("VmHWM")
+        return max(0, int(now) - int(self._start))
+
+
+def _status(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
