@@ -15,6 +15,7 @@ from subnetune.cli.demo import demo
 from subnetune.cli.evaluate import evaluate
 from subnetune.cli.methods import methods
 from subnetune.cli.predict import predict
+from subnetune.cli.report import report
 from subnetune.cli.score import score
 from subnetune.cli.train import train
 from subnetune.core.errors import DataError, SubnetuneError
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 numeric.",
 )
-for _command in (train, evaluate, predict, score, methods, demo):
+for _command in (train, evaluate, predict, score, report, methods, demo):
     app.command()(_command)
 app.add_typer(delta, name="delta")
 

@@ -1,0 +1,84 @@
+"""Two tables that fit on a page: every method's mean on every task, and what became of every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from subnetune.experiment.comparison import Block, Comparison, Entry
+from subnetune.experiment.grid.rows import Row
+from subnetune.experiment.report.numbers import NONE, score, train_size
+from subnetune.experiment.report.table import Column, Line, Table, Value, words
+
+MARKS = {"done": "■", "failed": "×", "missing": "□"}
+
+
+def glance_table(comparison: Comparison) -> Table:
+    """Return a row per method and a column per task, train size and mean; the best mean of a column is marked.
+
+    Transfer sets and probes have tables of their own: here they would be more columns than a page has room for.
+    """
+    blocks = [block for block in comparison.blocks if block.kind in ("task", "mean")]
+    methods = dict.fromkeys(entry.method for block in blocks for entry in block.entries)
+    lines = [
+        Line((words(method, "best" if method == comparison.baseline else ""), *(_cell(b, method) for b in blocks)))
+        for method in methods
+    ]
+    if any(block.majority is not None for block in blocks):
+        levels = (Value(score(block.majority), block.majority, tone="quiet") for block in blocks)
+        lines.append(Line((words("always the same answer", "quiet"), *levels)))
+    columns = (Column("method"), *(Column(_heading(block), "number") for block in blocks))
+    note = (
+        f"Mean over seeds ± standard deviation, and n. The best mean of a column is marked; {comparison.baseline} is "
+        "what others are compared with."
+    )
+    return Table("glance", "Means at a glance", columns, tuple(lines), note)
+
+
+def _heading(block: Block) -> str:
+    several = "" if block.train_size is None else f", {block.train_size} examples"
+    return f"{block.task}{several} ({block.metric})" if block.metric else f"{block.task}{several}"
+
+
+def _cell(block: Block, method: str) -> Value:
+    entry = next((entry for entry in block.entries if entry.method == method), None)
+    if entry is None or entry.summary.mean is None:
+        return Value(NONE, None, _notes(entry), "missing" if entry is None or entry.missing else "failed")
+    means = [one.summary.mean for one in block.entries if one.summary.mean is not None]
+    best = len(means) > 1 and entry.summary.mean == max(means)
+    spread = "" if entry.summary.std is None else f" ± {score(entry.summary.std)}"
+    return Value(f"{score(entry.summary.mean)}{spread}", entry.summary.mean, _notes(entry), "best" if best else "")
+
+
+def _notes(entry: Entry | None) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    said = [f"n = {entry.summary.n}"]
+    said += [f"{entry.summary.failed} failed"] if entry.summary.failed else []
+    said += [f"{entry.missing} missing"] if entry.missing else []
+    return (", ".join(said),)
+
+
+def coverage_table(rows: Sequence[Row]) -> Table:
+    """Return a row per task and train size and a column per method: a mark per seed, and how many are done."""
+    methods = list(dict.fromkeys(row.group.method for row in rows))
+    groups = list(dict.fromkeys((row.group.task, row.group.train_size) for row in rows))
+    lines = []
+    for task, length in groups:
+        values = []
+        for method in methods:
+            cells = [r for r in rows if (r.group.task, r.group.train_size, r.group.method) == (task, length, method)]
+            values.append(_states(cells))
+        name = task if length is None else f"{task}, {train_size(length)} examples"
+        lines.append(Line((words(name), *values)))
+    columns = (Column("task"), *(Column(method) for method in methods))
+    note = f"A mark per seed: {MARKS['done']} done, {MARKS['failed']} failed, {MARKS['missing']} missing."
+    return Table("coverage", "Every cell of the grid", columns, tuple(lines), note, sortable=False)
+
+
+def _states(cells: Sequence[Row]) -> Value:
+    if not cells:
+        return Value(NONE, None)
+    found = {state: sum(row.state == state for row in cells) for state in MARKS}
+    said = [f"{found['done']} of {len(cells)} done", *(f"{found[s]} {s}" for s in ("failed", "missing") if found[s])]
+    tone = "failed" if found["failed"] else "missing" if found["missing"] else "done"
+    return Value(" ".join(MARKS[row.state] for row in cells), found["done"], (", ".join(said),), tone)
