@@ -28,6 +28,10 @@ class DataError(SubnetuneError, ValueError):
     exit_code = 3
 
 
+class MissingDataError(DataError):
+    """The files of a data set are not here: what is there is not at fault, and a comparison may go on without it."""
+
+
 class CheckpointError(SubnetuneError, ValueError):
     """A checkpoint, mask or delta file is missing, damaged, or belongs to something else."""
 

@@ -87,8 +87,8 @@ def load_glue(name: str, split: str, data_dir: Path | None) -> dict[str, Split]:
     """Return the task's split ("train", "dev" or "test") by name; MNLI has two of "dev" and of "test".
 
     With `data_dir`: the official files (`RTE/train.tsv`, there or under `glue/`, plain or .gz) or a copy of the Hub's
-    parquet files (`rte/train-00000-of-00001.parquet`). Without: the Hub. A test set has no labels. DataError names the
-    paths that were tried.
+    parquet files (`rte/train-00000-of-00001.parquet`). Without: the Hub. A test set has no labels.
+    MissingDataError names the paths that were tried.
     """
     task, files = GLUE[name]
     parts = (split,) if split == "train" else tuple(part.replace("dev", split) for part in files.dev)

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from subnetune.core.errors import DataError
+from subnetune.core.errors import DataError, MissingDataError
 from subnetune.tasks.readers import read_parquet
 from subnetune.tasks.types import Split, Task
 
@@ -32,17 +32,17 @@ def read_shards(task: Task, texts: tuple[str, ...], part: str, shards: list[Path
 
 
 def read_hub(task: Task, texts: tuple[str, ...], part: str, fix: str) -> Split:
-    """Return the split from the Hub (or its cache). DataError, with `fix`, where it cannot be had."""
+    """Return the split from the Hub (or its cache). MissingDataError, with `fix`, where it cannot be had."""
     where = f"the Hub's {HUB_NAME} ({task.name}, {hub_part(part)})"
     try:
         from datasets import load_dataset
     except ImportError:
-        raise DataError(f"{task.name}: {where} needs subnetune[data]; install that, or {fix}") from None
+        raise MissingDataError(f"{task.name}: {where} needs subnetune[data]; install that, or {fix}") from None
     try:
         loaded: Any = load_dataset(HUB_NAME, task.name, split=hub_part(part))
     except Exception as error:  # offline, uncached, refused: the types come from several libraries below `datasets`
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{task.name}: {where} cannot be had ({reason}); {fix}") from error
+        raise MissingDataError(f"{task.name}: {where} cannot be had ({reason}); {fix}") from error
     return _split(task, texts, part, {name: list(loaded[name]) for name in loaded.column_names}, where)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from subnetune.core.errors import DataError
+from subnetune.core.errors import DataError, MissingDataError
 from subnetune.tasks.readers import Row, Table, find_file, find_optional, read_jsonl, read_tsv
 from subnetune.tasks.types import Split, Task
 
@@ -94,11 +94,11 @@ def load_nli(name: str, split: str, data_dir: Path | None) -> dict[str, Split]:
     """Return one split ("train", "dev" or "test") by its name.
 
     HANS has no test split; its train split is empty where `heuristics_train_set.txt` is absent: it is made to test
-    models that were trained on MNLI. DataError names the paths that were tried.
+    models that were trained on MNLI. MissingDataError names the paths that were tried.
     """
     task, files = NLI[name]
     if data_dir is None:
-        raise DataError(f"{name}: give --data-dir the folder that holds {files.folders[0]}/")
+        raise MissingDataError(f"{name}: give --data-dir the folder that holds {files.folders[0]}/")
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder; --data-dir must hold {files.folders[0]}/")
     if split not in files.splits:

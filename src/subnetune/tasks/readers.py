@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from subnetune.core.errors import DataError, nearest
+from subnetune.core.errors import DataError, MissingDataError, nearest
 
 _LONGEST_FIELD = 2**30  # characters
 
@@ -79,11 +79,11 @@ class Table:
 
 
 def find_file(folders: Sequence[Path], names: Sequence[str], what: str) -> Path:
-    """Return the first of `folders`/`names` (each plain or with .gz) that exists. DataError lists what was tried."""
+    """Return the first of `folders`/`names` (each plain or with .gz) that exists. MissingDataError: what was tried."""
     found = find_optional(folders, names)
     if found is None:
         tried = "\n  ".join(str(folder / name) for folder in folders for name in names)
-        raise DataError(
+        raise MissingDataError(
             f"{what}: no such file; looked for (plain or with .gz)\n  {tried}\nPut the file at one of these."
         )
     return found
@@ -219,7 +219,7 @@ def _number(value: Any) -> float:
 def _open_text(path: Path, newline: str) -> IO[str]:
     """Open a plain or gzip file as UTF-8; a byte order mark is skipped. Line ends are left as `newline` asks."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        raise MissingDataError(f"{path}: no such file")
     if path.name.endswith(".gz"):
         return cast(IO[str], gzip.open(path, "rt", encoding="utf-8-sig", newline=newline))
     return path.open(encoding="utf-8-sig", newline=newline)
