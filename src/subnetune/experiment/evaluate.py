@@ -62,16 +62,20 @@ def encode_evaluation(evaluation: Mapping[str, Split], task: Task, tokenizer: An
 
 
 def measure(
-    model: nn.Module, task: Task, splits: EvalSet, collate: Collator, batch_size: int
+    model: nn.Module, task: Task, splits: EvalSet, collate: Collator, batch_size: int, fit: Fit | None = None
 ) -> dict[str, dict[str, float]]:
-    """Return the task's metrics per split, the headline first in each. Raises NumericError for logits that are NaN."""
+    """Return the task's metrics per split, the headline first in each. Raises NumericError for logits that are NaN.
+
+    `fit` says how the outputs read as the task's, where they are not its classes in order.
+    """
     from subnetune.tasks.metrics import compute_metrics
 
     found = {}
     for name, (split, encoded) in splits.items():
-        logits = predict_logits(model, encoded, collate, batch_size).numpy()
+        logits = predict_logits(model, encoded, collate, batch_size)
         assert split.labels is not None  # encode_evaluation has refused such splits
-        found[name] = compute_metrics(task, logits, split.labels, split.groups)
+        predictions = logits.numpy() if fit is None else fit.predictions(logits)
+        found[name] = compute_metrics(task, predictions, split.labels, split.groups)
     return found
 
 

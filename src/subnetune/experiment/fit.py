@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from subnetune.core.errors import UsageError
+from subnetune.core.errors import NumericError, UsageError
+from subnetune.tasks.label_maps import inference_reading, is_inference
 from subnetune.tasks.types import Task
-
-_ENTAILED = frozenset(("entailment", "entails"))
-_NOT_ENTAILED = frozenset(("neutral", "contradiction", "not_entailment", "non-entailment"))
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Fit:
         or two, all mean that it is not. A model that was never told its classes (LABEL_0, LABEL_1, ...) is taken in
         the task's order, which is said on stderr. Raises UsageError, naming both lists, for all else.
         """
-        nli = len(classes) in (2, 3) and classes[0] in _ENTAILED and set(classes[1:]) <= _NOT_ENTAILED
-        if classes == task.labels or (task.entailment_or_not and nli):
+        if classes == task.labels or (task.entailment_or_not and is_inference(classes)):
             return Fit(classes, task)
         if classes == tuple(f"LABEL_{i}" for i in range(len(task.labels))):
             wanted = ", ".join(task.labels)
@@ -41,11 +41,50 @@ class Fit:
             f"{len(task.labels)}: {', '.join(task.labels)}; is it another task's delta?"
         )
 
+    @staticmethod
+    def across(model: nn.Module, task: Task) -> Fit:
+        """Return the fit of a tuned model and a task that it was not made for, by the published label maps.
+
+        More than `of` takes: classes of inference also read as those of another question (`tasks.label_maps`). Less: a
+        model that was never told its classes means nothing elsewhere. Raises UsageError, in a few words, for what no
+        map covers.
+        """
+        config: Any = model.config
+        scores = config.problem_type == "regression"
+        classes = () if scores else tuple(config.id2label[i] for i in range(config.num_labels))
+        if scores != (task.kind == "regression"):
+            raise UsageError(f"the model predicts {'scores' if scores else 'classes'}, {task.name} asks for the other")
+        mapped = is_inference(classes) and inference_reading(task) is not None
+        if classes == task.labels or mapped:
+            return Fit(classes, task)
+        raise UsageError(f"no published map from the model's classes ({', '.join(classes)}) to {', '.join(task.labels)}")
+
+    @property
+    def reading(self) -> tuple[int, ...]:
+        """Which of the task's classes each output of the model is read as, by id; () for scores."""
+        meant = None if self.classes == self.task.labels else inference_reading(self.task)
+        if meant is None:
+            return tuple(range(len(self.classes)))
+        entailed, otherwise = map(self.task.labels.index, meant)
+        return (entailed, *(otherwise for _ in self.classes[1:]))
+
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the model's outputs are called: the task's classes where they are as many, else its own."""
-        return self.task.labels if len(self.classes) == len(self.task.labels) else self.classes
+        """What the model's outputs are called: the task's classes where they stand for them in order, else its own."""
+        return self.task.labels if self.reading == tuple(range(len(self.task.labels))) else self.classes
 
     def label(self, values: Tensor) -> str:
         """Return the task's label for the outputs of one example, (outputs,), as the metrics count it."""
-        return self.task.labels[min(int(values.argmax()), len(self.task.labels) - 1)]
+        return self.task.labels[self.reading[int(values.argmax())]]
+
+    def predictions(self, logits: Tensor) -> NDArray[Any]:
+        """Return what `compute_metrics` takes: scores as they are, else the ids of the task's classes (examples,).
+
+        `logits`: (examples, outputs). Raises NumericError for values that are not finite.
+        """
+        values: NDArray[Any] = logits.numpy()
+        if not self.classes:
+            return values
+        if not np.isfinite(values).all():
+            raise NumericError(f"{self.task.name}: {int((~np.isfinite(values)).sum())} logits are not finite numbers")
+        return np.asarray(self.reading, dtype=np.int64)[values.argmax(axis=1)]
