@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from subnetune.experiment.analysis.overlaps import overlaps
-from subnetune.experiment.config import RunConfig
+from subnetune.experiment.config import RunConfig, build_recipe
 from subnetune.experiment.rundir import RunDir, read_json, write_json
 
 __all__ = ["analyse_run", "overlaps", "read_analysis"]
@@ -34,7 +34,6 @@ def analyse_run(run: RunDir, config: RunConfig, *, deep: bool) -> None:
     from subnetune.core.randomness import forked_randomness
     from subnetune.delta import Delta, load_base
     from subnetune.experiment.analysis.geometry import geometry
-    from subnetune.experiment.config import build_recipe
     from subnetune.select.maskfile import read_mask
 
     folder = run.path / _FOLDER

@@ -34,7 +34,7 @@ def analyse_deeply(run: RunDir, config: RunConfig, delta: Delta, model: nn.Modul
     device = pick_device()
     model.to(device)
     classes = tuple((delta.info.labels or {}).values())
-    data = load_data(config, ("dev",) if config.holdout is None else ("train", "dev"), _classes(config, classes))
+    data = load_data(config, ("dev",) if config.holdout is None else ("train", "dev"), classes)
     split = next(iter(data.evaluation.values()))
     tokenizer = load_tokenizer(config, run.tokenizer)
     some = _Drawn(data.task, split, tokenizer, config, Collator(tokenizer, device))
@@ -52,10 +52,6 @@ def analyse_deeply(run: RunDir, config: RunConfig, delta: Delta, model: nn.Modul
         lines = some.examples(SURFACE_EXAMPLES, LINE_TOKENS // _LINE_POINTS)
         plane = some.plane(lines)
         write_json(folder / "surface.json", surface(model, at.base, tuple(delta.new), config.seed, lines, plane))
-
-
-def _classes(config: RunConfig, classes: tuple[str, ...]) -> tuple[str, ...] | None:
-    return None if config.regression else classes
 
 
 class _Drawn:

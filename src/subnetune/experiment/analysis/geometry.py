@@ -39,13 +39,14 @@ class Change:
 
 
 def geometry(delta: Delta, model: nn.Module, mask: PackedMask | None, scope: Scope) -> dict[str, Any]:
-    """Return `{"layers": [row], "roles": [row], "total": row, "why": {}}`; `model` has the base's weights, and keeps them.
+    """Return `{"layers": [row], "roles": [row], "total": row, "why": {}}` of a run; `model` is its base.
 
-    A row is {"name", "entries", "selected", "moved", "distance", "norm", "largest"}: the number of entries, of those that the
-    static mask lets train (tensors that train whole count whole; null without such a mask), of those whose bits
-    changed; the Euclidean norms of tuned - base and of base, and the largest change of an entry. Distances are null
-    where there is no base, as for a new head; the total's are over all tensors that have one. Adapters have entries in
-    a row of their own, and distances in the rows of the weights that they are merged into. `why` explains nulls.
+    A row is {"name", "entries", "selected", "moved", "distance", "norm", "largest"}: the number of entries, of those
+    that the static mask lets train (tensors that train whole count whole; null without such a mask), of those whose
+    bits changed; the Euclidean norms of tuned - base and of base, and the largest change of an entry. Distances are
+    null where there is no base, as for a new head; the total's are over all tensors that have one. Adapters have
+    entries in a row of their own, and distances in the rows of the weights that they are merged into. `why` explains
+    nulls.
     """
     why: dict[str, str] = {}
     with restructured(delta, model):

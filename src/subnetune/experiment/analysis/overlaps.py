@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def overlaps(folder: GridFolder, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return how much the static masks of finished runs overlap: `{"groups": [group], "without": [method], "why": text}`.
+    """Return how much the static masks of finished runs overlap: `{"groups": [group], "without": [method], "why"}`.
 
     A group compares runs that differ in one thing, `between`: "seeds" (of one task and method), "tasks" (of one
     method and seed), or "methods" (of one task and seed); the seed is the first that several of them have. It has

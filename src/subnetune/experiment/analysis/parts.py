@@ -14,7 +14,7 @@ ROLES = ("linear", "bias", "norm", "embeddings", "head", "adapter", "other")  # 
 
 
 def layers_of(structure: Structure, new: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return each parameter's layer: "embeddings", "layer 0" and on, "head", "adapter", "other" (a pooler, a last norm).
+    """Return each parameter's layer: "embeddings", "layer 0" and on, "head", "adapter", or "other" (such as a pooler).
 
     The layers of an encoder-decoder are counted on from the first stack to the second; a layer that a model uses
     several times (ALBERT) is one. With the embeddings counts what stands before the first layer.

@@ -64,7 +64,7 @@ class Examples:
 
 
 def mean_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy, or squared error for scores, of logits (examples, outputs): what training lowers."""
+    """Return the mean cross-entropy, or squared error for scores, of logits (examples, outputs)."""
     if task.kind == "regression":
         return torch.nn.functional.mse_loss(logits.squeeze(-1), labels)
     return torch.nn.functional.cross_entropy(logits, labels)
