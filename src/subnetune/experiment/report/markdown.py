@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterator
 
 from subnetune.experiment.comparison import Comparison, markdown_tables
+from subnetune.experiment.comparison_text import REFERENCES
 from subnetune.experiment.report.page import Page
 from subnetune.experiment.report.table import Column, Table, Value
 
-# What would be markup, a link, HTML or the end of a table's cell: names and messages are shown as they are.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
+_MARKUP = frozenset("*_[]{}~#$!")
 
 
 def escaped(text: str) -> str:
-    """Return `text` on one line, with nothing in it that a Markdown reader would act on."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """Return `text` on one line, with nothing in it that a Markdown reader would act on: names are shown as they are."""
+    return "".join(REFERENCES.get(sign, f"\\{sign}" if sign in _MARKUP else sign) for sign in " ".join(text.split()))
 
 
 def markdown_text(page: Page, comparison: Comparison) -> str:
@@ -27,18 +27,13 @@ def _lines(page: Page, comparison: Comparison) -> Iterator[str]:
     yield f"# {escaped(page.title)}\n"
     for name, text in page.facts:
         yield f"- **{name}:** {escaped(text)}"
-    yield "\n## Summary\n"
-    for verdict in page.verdicts:
-        yield f"- {escaped(verdict)}"
     cells = page.cells
-    yield f"\n{cells['done']} of {page.total} cells are done, {cells['failed']} failed, {cells['missing']} missing.\n"
+    yield f"\nState: {cells['done']} of {page.total} cells are done, {cells['failed']} failed, {cells['missing']} missing.\n"
     for title, listed in (("Missing", page.missing), ("Left out", page.skipped)):
         if listed:
             yield f"{title}:\n"
             yield "\n".join(f"- {escaped(line)}" for line in listed) + "\n"
-    yield f"## {page.glance.title}\n"
-    yield from markdown_table(page.glance)
-    yield "## Scores and differences\n"
+    yield "## What the scores say\n"
     yield markdown_tables(comparison).strip() + "\n"
     for table in page.tables:
         if table.key in ("cost", "budget"):
@@ -65,7 +60,7 @@ def markdown_table(table: Table) -> Iterator[str]:
     """Yield the lines of a table, its note above it."""
     if table.note:
         yield f"{escaped(table.note)}\n"
-    shown = [(index, column) for index, column in enumerate(table.columns) if column.name != "drawn"]
+    shown = [(index, column) for index, column in enumerate(table.columns) if column.kind != "drawn"]
     yield "| " + " | ".join(escaped(column.name) for _, column in shown) + " |"
     yield "|" + "|".join("---:" if column.kind == "number" else "---" for _, column in shown) + "|"
     for line in table.lines:

@@ -12,22 +12,22 @@ def score(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}".replace("-", "−")
 
 
-def signed(value: float | None) -> str:
-    """A difference of scores, with its sign."""
+def points(value: float | None) -> str:
+    """A difference of scores in points, 100 times a fraction, with its sign."""
     if value is None:
         return NONE
-    text = f"{value:+.4f}"
-    return "0.0000" if text[1:] == "0.0000" else text.replace("-", "−")
+    text = f"{100 * value:+.2f}"
+    return "0.00" if text[1:] == "0.00" else text.replace("-", "−")
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """The two ends of an interval, or the sign for none."""
-    return NONE if low is None or high is None else f"{signed(low)} to {signed(high)}"
+    """The two ends of an interval in points, or the sign for none."""
+    return NONE if low is None or high is None else f"{points(low)} to {points(high)}"
 
 
 def probability(value: float | None) -> str:
     """A p value."""
-    return NONE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return NONE if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def plain(value: float | None, decimals: int = 2) -> str:

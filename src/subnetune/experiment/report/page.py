@@ -67,11 +67,14 @@ def make_page(runs: Runs, files: Mapping[str, str]) -> Page:
     )
     tables = tuple(table for table in tables if table.lines)
     lines = [line for table in tables for line in table.lines]
+    cells = {state: comparison.cells.get(state, 0) for state in ("done", "failed", "missing")}
+    # Then the first verdict says so, and the page has a line of its own for that.
+    incomplete = 0 < cells["done"] < sum(cells.values())
     return Page(
         title=title_of(runs),
         facts=_facts(runs),
-        verdicts=comparison.verdicts,
-        cells={state: comparison.cells.get(state, 0) for state in ("done", "failed", "missing")},
+        verdicts=comparison.verdicts[1:] if incomplete else comparison.verdicts,
+        cells=cells,
         glance=glance_table(comparison),
         coverage=coverage_table(runs.rows),
         missing=tuple(missing_lines(runs.rows)),

@@ -35,7 +35,7 @@ class Column(NamedTuple):
     """`meaning` is a sentence for the key below the table ("" for what needs none)."""
 
     name: str
-    kind: Literal["text", "number", "code"] = "text"
+    kind: Literal["text", "number", "code", "drawn"] = "text"
     meaning: str = ""
 
 

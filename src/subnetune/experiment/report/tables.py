@@ -12,16 +12,16 @@ from subnetune.experiment.report.numbers import (
     duration,
     interval,
     plain,
+    points,
     probability,
     score,
     share,
-    signed,
     size,
     train_size,
 )
 from subnetune.experiment.report.table import Column, Forest, Line, Table, Value, drop_empty, number, words
 
-KINDS = {"task": "dev", "transfer": "transfer", "probe": "linear probe", "mean": "mean of tasks"}
+KINDS = {"task": "its own split", "transfer": "transfer", "probe": "linear probe", "mean": "mean of tasks"}
 _GROUP = (Column("method"), Column("task"), Column("train size", "number"))
 _N = Column("n", "number", "seeds with a score; every figure of the row is over these")
 
@@ -61,7 +61,7 @@ def scores_table(comparison: Comparison) -> Table:
         )
     columns = (
         *_GROUP,
-        Column("on", meaning="the task's own dev set, a transfer set that the tuned model was evaluated on unchanged, "
+        Column("on", meaning="the task's own evaluation split, a transfer set that the tuned model was evaluated on unchanged, "
                "a linear probe on its frozen encoder, or the mean of all tasks"),
         Column("metric"),
         _N,
@@ -93,7 +93,7 @@ def differences_table(comparison: Comparison) -> Table:
                 entry,
                 words(block.metric),
                 number(str(d.n), d.n),
-                number(signed(d.mean), d.mean),
+                number(points(d.mean), d.mean),
                 Value(interval(d.low, d.high), d.low),
                 _forest(d.mean, d.low, d.high, scale),
                 number(probability(d.p), d.p),
@@ -106,15 +106,15 @@ def differences_table(comparison: Comparison) -> Table:
         *_GROUP,
         Column("metric"),
         Column("n", "number", "pairs: seeds that both the method and the baseline have a score for"),
-        Column("difference", "number", "mean over the pairs of the method's score less the baseline's"),
+        Column("difference", "number", "mean over the pairs of the method's score less the baseline's, in points"),
         Column("95 % interval", "number", "bootstrap interval of the mean difference; none for a single pair"),
-        Column("drawn", meaning=f"difference and interval; the line in the middle is 0, the ends are ±{score(scale)}"),
+        Column("drawn", "drawn", f"difference and interval; the line in the middle is 0, the ends are ±{100 * scale:.2f}"),
         Column("p", "number", "two-sided sign-flip permutation test"),
         Column("p (Holm)", "number", "corrected over the methods of the block"),
         Column("effect", "number", "mean difference over the standard deviation of the differences"),
         Column("won / tied / lost", "number", "pairs in which the method scored more, the same, less"),
     )
-    note = f"Each method less {comparison.baseline}, paired by seed. A single pair has no interval and no test."
+    note = f"Each method less {comparison.baseline}, paired by seed, in points (100 times a fraction). A single pair has no interval and no test."
     title = f"Differences to {comparison.baseline}"
     return Table("differences", title, columns, tuple(lines), note, filtered=True)
 

@@ -22,10 +22,10 @@ def write_report(path: Path, output: Path | None = None) -> list[Path]:
     `report` is not installed, or `output` cannot be written; CheckpointError for damaged results.
     """
     need("jinja2", "matplotlib")
-    runs = read_runs(path)
     folder = output or path
-    if folder.exists() and not folder.is_dir():
+    if folder.exists() and not folder.is_dir() and output is not None:
         raise UsageError(f"the output {folder} is a file; a report needs a folder")
+    runs = read_runs(path)
     texts = {"results.csv": csv_text(runs.rows), "statistics.csv": statistics_csv(runs.comparison)}
     page = make_page(runs, texts)
     texts = {"report.html": html_text(page), "report.md": markdown_text(page, runs.comparison), **texts}

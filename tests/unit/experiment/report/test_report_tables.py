@@ -1,0 +1,148 @@
+"""The tables of a report: every cell is there, says its n, and one seed is given no spread and no interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
+
+from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table
+from subnetune.experiment.report.glance import coverage_table, glance_table
+from subnetune.experiment.report.reproduce import reproduction
+from subnetune.experiment.report.source import Runs, read_runs
+from subnetune.experiment.report.table import Column, Line, Table, Value, words
+from subnetune.experiment.report.tables import budget_table, cost_table, differences_table, scores_table
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return read_runs(write_grid(tmp_path_factory.mktemp("tables") / "grid").path)
+
+
+def column(table: Table, name: str) -> list[Value]:
+    index = [found.name for found in table.columns].index(name)
+    return [line.values[index] for line in table.lines]
+
+
+def line(table: Table, task: str, method: str) -> dict[str, Value]:
+    (found,) = [one for one in table.lines if (one.task, one.method) == (task, method)]
+    return dict(zip((column.name for column in table.columns), found.values, strict=True))
+
+
+def test_every_run_is_a_row_whatever_became_of_it(runs: Runs) -> None:
+    table = runs_table(runs.rows)
+    states = [value.text for value in column(table, "state")]
+    assert len(table.lines) == 4 * 4 * 5
+    assert states.count("failed") == len(FAILED)
+    assert states.count("missing") == len(MISSING) + 4
+    assert [value.text for value in column(table, "score")].count("–") == len(FAILED) + len(MISSING) + 4
+    assert "n = 71 of 80 runs" in table.note
+
+
+def test_a_single_seed_has_no_spread_and_no_interval(runs: Runs) -> None:
+    scores = line(scores_table(runs.comparison), EVIL_TASK, EVIL_METHOD)
+    assert scores["n"].text == "1"
+    assert scores["mean"].text != "–"
+    assert scores["std"].text == "–"
+    differences = line(differences_table(runs.comparison), EVIL_TASK, EVIL_METHOD)
+    assert differences["n"].text == "1"
+    assert [differences[name].text for name in ("95 % interval", "p", "p (Holm)", "effect")] == ["–"] * 4
+    assert differences["drawn"].forest is not None
+    assert differences["drawn"].forest.low is None
+
+
+def test_differences_are_those_of_the_statistics(runs: Runs) -> None:
+    table = differences_table(runs.comparison)
+    block = next(one for one in runs.comparison.blocks if one.task == "rte")
+    entry = next(one for one in block.entries if one.method == "child-tuning-d")
+    assert entry.difference is not None
+    found = line(table, "rte", "child-tuning-d")
+    assert found["difference"].sort == entry.difference.mean
+    assert found["95 % interval"].sort == entry.difference.low
+    assert all(one.method != "full" for one in table.lines)
+    forest = found["drawn"].forest
+    assert forest is not None
+    assert forest.low is not None
+    assert forest.high is not None
+    assert 0 <= forest.low <= forest.mean <= forest.high <= 100
+
+
+def test_failed_and_missing_cells_are_counted_where_scores_are(runs: Runs) -> None:
+    table = scores_table(runs.comparison)
+    assert line(table, "rte", "bitfit")["failed"].text == "1"
+    assert line(table, "stsb", "bitfit")["missing"].text == "2"
+    assert line(table, "rte", "full")["no better"].text == "1"
+
+
+def test_failed_cells_are_listed_with_their_errors(runs: Runs) -> None:
+    table = failed_table(runs.rows)
+    assert {(one.task, one.method) for one in table.lines} == {key[:2] for key in FAILED}
+    assert [value.text for value in column(table, "message")] == [EVIL_ERROR] * 2
+
+
+def test_missing_cells_are_named_by_their_seeds(runs: Runs) -> None:
+    lines = missing_lines(runs.rows)
+    assert "stsb, 300 examples, bitfit: seeds 63, 78" in lines
+    assert "stsb, 300 examples, full: seed 78" in lines
+
+
+def test_what_a_search_tried_is_shown_with_what_it_took(runs: Runs) -> None:
+    table = search_table(runs)
+    taken = [one for one in table.lines if one.values[-1].text == "taken"]
+    assert len(table.lines) == 4 * 2 * 3
+    assert len(taken) == 4 * 2
+    for one in taken:
+        chosen = runs.folder.chosen(runs.grid, next(r.group for r in runs.rows if (r.group.task, r.group.method) == (one.task, one.method)))  # type: ignore[arg-type]  # fmt: skip
+        assert one.values[3].text == f"lr {chosen['lr']:g}"  # type: ignore[index]
+
+
+def test_the_best_mean_of_a_column_is_marked(runs: Runs) -> None:
+    table = glance_table(runs.comparison)
+    for index, block in enumerate([b for b in runs.comparison.blocks if b.kind in ("mean", "task")], start=1):
+        means = {entry.method: entry.summary.mean for entry in block.entries if entry.summary.mean is not None}
+        best = [one.values[0].text for one in table.lines if one.values[index].tone == "best"]
+        assert best == [max(means, key=lambda method: means[method])]
+        assert all("n = " in one.values[index].notes[0] for one in table.lines[:-1])
+
+
+def test_the_state_of_every_cell_has_a_mark(runs: Runs) -> None:
+    table = coverage_table(runs.rows)
+    marks = "".join(value.text for one in table.lines for value in one.values[1:]).replace(" ", "")
+    assert (marks.count("■"), marks.count("×"), marks.count("□")) == (71, 2, 7)
+
+
+def test_cost_and_budget_have_a_row_for_each_method_on_each_task(runs: Runs) -> None:
+    assert len(cost_table(runs.comparison).lines) == len(budget_table(runs.comparison).lines) == 16
+    assert line(cost_table(runs.comparison), "rte", "bitfit")["of all"].text == "0.14 %"
+    assert "epochs 4" in budget_table(runs.comparison).note
+    assert line(budget_table(runs.comparison), "rte", "bitfit")["lr"].text == "0.001"
+
+
+def test_what_it_takes_to_make_it_again(runs: Runs) -> None:
+    found = reproduction(runs, {"results.csv": "a,seconds\n1,2\n"})
+    tables = {table.key: table for table in found.tables}
+    assert found.definition == runs.folder.definition.read_text()
+    assert any("subnetune compare --config grid.yaml" in command for _, command in found.commands)
+    assert ("model", "minilm") in found.shared
+    # One line a task: all its runs stand on the same data and base.
+    assert [value.text for value in column(tables["fingerprints"], "task")] == runs.tasks
+    assert [value.sort for value in column(tables["fingerprints"], "runs (n)")] == [19, 19, 17, 16]
+    assert len(tables["configurations"].lines) == 73
+    assert len(tables["hashes"].lines) == 2
+
+
+def test_a_table_whose_rows_do_not_fit_its_columns_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 values in 2 columns"):
+        Table("x", "x", (Column("a"), Column("b")), (Line((words("1"),)),))
+
+
+def test_a_grid_that_has_not_begun_has_its_rows(tmp_path: Path) -> None:
+    from subnetune.experiment.grid.config import GridConfig
+    from subnetune.experiment.grid.folder import GridFolder
+
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(GridConfig.from_values({"tasks": "rte", "methods": "full,bitfit", "seeds": 2}))
+    found = read_runs(folder.path)
+    assert [one.values[4].text for one in runs_table(found.rows).lines] == ["missing"] * 4
+    assert reproduction(found, {}).commands[0][1].startswith("subnetune compare")
