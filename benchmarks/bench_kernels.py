@@ -16,7 +16,6 @@ from harness import Way, interleave, measure, parse, parser, report, row, shown,
 
 KEEPS = (0.3, 0.1, 0.05, 0.01)
 PEER = "torch fused AdamW"
-TARGETS = {"whole": 1.0, "hashed": 1.0, "keep 0.3, bits": 0.9, "keep 0.1, bits": 0.65, "keep 0.01, index": 0.25}
 
 
 def ways(entries: int) -> list[Way]:
@@ -72,7 +71,7 @@ def ways(entries: int) -> list[Way]:
 def results(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each way: milliseconds, and the ratio to the peer."""
     samples = interleave(ways(options.entries), options.repeats)
-    return [row(name, seconds, samples[PEER], target=TARGETS.get(name)) for name, seconds in samples.items()]
+    return [row(name, seconds, samples[PEER]) for name, seconds in samples.items()]
 
 
 def main() -> None:
@@ -91,7 +90,6 @@ def main() -> None:
         "kernel": "name",
         "milliseconds": lambda one: f"{1e3 * one['seconds']:.2f}",
         "x fused (95 % interval)": shown,
-        "target": lambda one: "" if one["target"] is None else f"{one['target']:.2f}",
     }
     about = f"{options.entries:,} float32 entries in one tensor, medians of {options.repeats} paired interleaved steps."
     report("kernels", options, table(rows, columns), rows, about)
