@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from subnetune.cli.compare import compare
 from subnetune.cli.delta import delta
 from subnetune.cli.demo import demo
 from subnetune.cli.evaluate import evaluate
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 numeric.",
 )
-for _command in (train, evaluate, predict, score, report, methods, demo):
+for _command in (train, evaluate, predict, compare, score, report, methods, demo):
     app.command()(_command)
 app.add_typer(delta, name="delta")
 

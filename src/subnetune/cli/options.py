@@ -24,7 +24,7 @@ PANELS: dict[str, tuple[str, ...]] = {
         *("lr", "epochs", "batch_size", "weight_decay", "schedule", "warmup", "accumulate", "clip", "bf16"),
         *("max_steps", "seed", "policy", "eval_at", "engine", "gradients"),
     ),
-    "Run": ("output", "resume", "save_steps", "eval_batch_size", "threads"),
+    "Run": ("output", "resume", "save_steps", "eval_batch_size", "threads", "track"),
 }
 TRAIN = tuple(name for names in PANELS.values() for name in names)
 EXAMPLES = (
@@ -49,11 +49,11 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         own = [
             p.replace(annotation=hints[n]) for n, p in inspect.signature(function).parameters.items() if n != "config"
         ]
-        flags = [_flag(name) for name in names]
+        flags = [option_flag(name) for name in names]
 
         def command(**given: Any) -> None:
             file = given.pop("config_file")
-            values = _values((name, given.pop(name)) for name in names)
+            values = given_values((name, given.pop(name)) for name in names)
             function(config=load_config(file, values), **given)
 
         parameters = [*own, _config_file(), *flags]
@@ -75,8 +75,8 @@ def _config_file() -> inspect.Parameter:
     return _parameter("config_file", Annotated[Path | None, typer.Option("--config", help=meaning, metavar="FILE")])
 
 
-def _flag(name: str) -> inspect.Parameter:
-    """The flag of one field. Values come as text and are read as a file would read them, so errors read alike."""
+def option_flag(name: str) -> inspect.Parameter:
+    """Return the flag of one field. Values are read from text as from a file, so errors read alike."""
     field = RunConfig.model_fields[name]
     panel = next((panel for panel, names in PANELS.items() if name in names), "Model and examples")
     spelled = "--set" if name == "options" else f"--{name.strip('_').replace('_', '-')}"
@@ -102,6 +102,8 @@ def _metavar(name: str) -> str:
         return "NAME=VALUE"
     if name == "text":
         return "A[,B]"
+    if name == "track":
+        return "NAME[,NAME]"
     if name == "with_":
         return "NAME[:OPTION=VALUE,...]"
     kinds = _kinds(name)
@@ -114,8 +116,8 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_args(annotation) else annotation
 
 
-def _values(given: Iterable[tuple[str, Any]]) -> dict[str, object]:
-    """The flags that were given, as the values that a configuration file would hold."""
+def given_values(given: Iterable[tuple[str, Any]]) -> dict[str, object]:
+    """Return the flags that were given, as the values that a configuration file would hold."""
     values: dict[str, object] = {}
     for name, value in given:
         if value is None or value == []:

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM ask a run to stop at the next step; a second one ends the process at once."""
+"""SIGINT and SIGTERM ask a run to stop at the next step; a second one ends the process at once.
+
+Who starts runs in processes of its own may ask by `ask_to_stop` instead: a terminal or a batch system may have sent its
+signal to every process already, and passed on it would count as the second one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_asked: list[int] = []  # by `ask_to_stop`, for the rest of this process
 
 
 class Stopped(SystemExit):
@@ -58,9 +63,19 @@ class StopSignals:
         self.received = number
 
 
+def ask_to_stop(number: int) -> None:
+    """Ask the runs of this process, this one and those to come, to stop as signal `number` would. From any thread."""
+    _asked.append(number)
+
+
+def asked_to_stop() -> int | None:
+    """Return the signal that `ask_to_stop` named first, or None."""
+    return _asked[0] if _asked else None
+
+
 def stop_signal(signals: StopSignals, accelerator: Accelerator) -> signal.Signals | None:
     """Return the signal that asks this run to stop, on every rank as soon as one of them has received it."""
-    number = signals.received or 0
+    number = signals.received or asked_to_stop() or 0
     if accelerator.num_processes > 1:
         number = int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
     return signal.Signals(number) if number else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from subnetune.core.errors import UsageError
-from subnetune.experiment.config import RunConfig, build_recipe, resolve
+from subnetune.experiment.config import RunConfig, resolve
 from subnetune.experiment.grid.config import BUDGET, GridConfig, Search
 from subnetune.experiment.rundir import read_json
 
 Stage = Literal["search", "run"]
 # What changes where or how fast a cell runs, not what comes out (threads: the last digits, if anything).
+OF_METHODS = frozenset(("keep", "cycle", "peft_config"))  # options that some methods have
+_END = 64 * 1024  # bytes
 NOT_IN_HASH = frozenset(("output", "resume", "data_dir", "threads", "save_steps", "eval_batch_size", "track"))
 
 
@@ -43,7 +46,7 @@ class Cell:
     analyse: bool = False  # representations and loss surface too
     keep: bool = True  # deltas, masks and checkpoints stay when the cell is done
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The name of the cell's folder: readable parts, and the hash of all that differs from the defaults."""
         size = "" if self.group.train_size is None else f"-n{self.group.train_size}"
@@ -52,19 +55,19 @@ class Cell:
         safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in text)[:80].lstrip(".-")
         return f"{safe}-{self.digest[:10]}"
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Return the sha256 (hex) of what decides the result: equal runs have equal names, whatever the grid says."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults; a model's folder counts by its name alone."""
+        """Return the options that differ from their defaults; a folder or file counts by its content, not its place."""
         found = {k: v for k, v in self.values.items() if k not in NOT_IN_HASH}
         if Path(str(found.get("model", ""))).is_dir():
-            found["model"] = Path(str(found["model"])).resolve().name
+            found["model"] = model_digest(str(found["model"]))
         for name in ("train_file", "dev_file", "peft_config"):
             if found.get(name):
-                found[name] = Path(str(found[name])).name
+                found[name] = file_digest(str(found[name]))
         return found
 
     def config(self, **more: Any) -> RunConfig:
@@ -72,12 +75,49 @@ class Cell:
         return resolve(RunConfig.from_values({**self.values, **more}))
 
 
+@functools.cache
+def model_digest(folder: str) -> str:
+    """Return the name and a sha256 of a model's folder: of its configuration, and the sizes and ends of its weights.
+
+    The ends alone, so that a folder of many GB is told from another one at once; every training moves them.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.name == "config.json":
+            digest.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".bin"):
+            with path.open("rb") as file:
+                size = file.seek(0, 2)
+                ends = [file.read(_END) for place in (0, max(0, size - _END)) if file.seek(place) == place]
+            digest.update(f"{path.name} {size}".encode() + b"".join(ends))
+    return f"{Path(folder).resolve().name}:{digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def file_digest(path: str) -> str:
+    """Return the start of a file's sha256, or its name where it is not here."""
+    if not Path(path).is_file():
+        return Path(path).name
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def budget_of(method: str) -> dict[str, Any]:
-    """Return the options that all methods of a grid share, but for what the method's card says is its own."""
+    """Return the options that all methods of a grid share, but for what the method's card says is its own.
+
+    A preset that sets the model's dropout, as the code of DPS does, leaves it to the model unless the card says so.
+    """
     from subnetune.methods import get
 
-    own = get(method).card.own
-    return {name: value for name, value in BUDGET.items() if name not in own}
+    found = get(method)
+    shared = {name: value for name, value in BUDGET.items() if name not in found.card.own}
+    if (
+        "dropout" in found.options
+        and "dropout" not in found.card.own
+        and any(getattr(preparation, "dropout_rate", None) is not None for preparation in found.preset().prepare)
+    ):
+        shared["options"] = {"dropout": None}
+    return shared
 
 
 def values_of(grid: GridConfig, group: Group, seed: int, setting: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +125,13 @@ def values_of(grid: GridConfig, group: Group, seed: int, setting: Mapping[str, A
     task, method = grid.tasks[group.task], dict(grid.methods[group.method])
     method.pop("search", None)
     name = str(method.pop("method", group.method))
-    source = {} if "train_file" in task else {"task": group.task}
-    values: dict[str, Any] = {"model": grid.model, **source, "method": name, **budget_of(name), "seed": seed}
-    if grid.data_dir is not None and source:
+    values: dict[str, Any] = {"model": grid.model, "method": name, **budget_of(name), "seed": seed}
+    if "train_file" not in task:
+        values["task"] = group.task
+    if grid.data_dir is not None:  # also beside own files: transfer sets and probes are read from it
         values["data_dir"] = str(grid.data_dir)
-    options: dict[str, Any] = {}
-    for part in (grid.common, task, method, setting):
+    options: dict[str, Any] = dict(values.get("options", {}))
+    for part in (shared_by(grid.common, name), task, method, setting):
         options |= part.get("options", {})
         values |= part
     if options:
@@ -98,6 +139,21 @@ def values_of(grid: GridConfig, group: Group, seed: int, setting: Mapping[str, A
     if group.train_size is not None:
         values |= {"max_train": group.train_size, "train_seed": grid.train_seed}
     return _plain(values)
+
+
+def shared_by(common: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return what of `common` a method takes: no options that it does not have, nothing that its card says is its own.
+
+    `--keep 0.3` for all methods is meant for those that have one.
+    """
+    from subnetune.methods import get
+
+    found = get(method)
+    lacking = {*OF_METHODS.difference(found.options), *found.card.own}
+    values = {name: value for name, value in common.items() if name not in lacking}
+    if isinstance(options := values.get("options"), Mapping):
+        values["options"] = {name: value for name, value in options.items() if name in found.options}
+    return values
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +203,11 @@ def settings_of(grid: GridConfig, label: str) -> list[dict[str, Any]]:
     if search.keep and "keep" not in entry and "keep" in get(str(entry.get("method", label))).options:
         axes["keep"] = search.keep
     found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    names = {name: values for name, values in search.options.items() if name not in entry.get("options", {})}
-    for name, values in names.items():
+    every = get(str(entry.get("method", label))).options
+    given = entry.get("options", {})
+    for name, values in search.options.items():
+        if name in given or (name not in every and name not in entry.get("search", {}).get("options", {})):
+            continue  # said already, or of other methods: the whole grid's search names what any of them has
         found = [{**one, "options": {**one.get("options", {}), name: value}} for one in found for value in values]
     return found
 
@@ -162,6 +221,7 @@ def search_cells(grid: GridConfig, group: Group) -> list[Cell]:
     for seed in search.seeds:
         for setting in settings:
             values = values_of(grid, group, seed, setting) | {"holdout": search.holdout, "train_seed": grid.train_seed}
+            values.pop("dev_file", None)  # not to be looked at
             if search.max_eval is not None:
                 values["max_eval"] = search.max_eval
             cells.append(Cell(group, seed, "search", _plain(values), setting, keep=False))
@@ -188,17 +248,3 @@ def describe_cell(cell: Cell) -> dict[str, Any]:
         "analyse": cell.analyse,
         "keep": cell.keep,
     }
-
-
-def check(grid: GridConfig) -> None:
-    """Check every run of the grid as `train` would, before the first one starts. Raises UsageError that names the cell.
-
-    Recipes are built, so options that a method does not have, or refuses, are found here and not in the fortieth run.
-    """
-    for group in groups(grid):
-        first = grid.seeds_of(group.task)[0]
-        for setting in settings_of(grid, group.method):
-            try:
-                build_recipe(Cell(group, first, "run", values_of(grid, group, first, setting), setting).config())
-            except UsageError as error:
-                raise UsageError(f"{group.task}, {group.method}: {error}") from None

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
 import shutil
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from subnetune.core.errors import SubnetuneError
+from subnetune.core.files import atomic_write
 from subnetune.experiment.config import RunConfig, build_recipe, load_config
-from subnetune.experiment.grid.cells import Cell
+from subnetune.experiment.grid.cells import Cell, describe_cell
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.memory import PeakMemory
 from subnetune.experiment.result import Evaluation, RunResult
-from subnetune.experiment.rundir import RunDir, read_json
+from subnetune.experiment.rundir import RunDir, read_json, write_json
 
-# Failures of this cell, not of the machine or the program: the grid goes on. A full disk is not among them.
-FAILURES = (SubnetuneError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+if TYPE_CHECKING:
+    from subnetune.tasks.types import TaskData
+
+# What the machine refuses, also where a library has wrapped it in an error of its own: no result of a cell.
+_REFUSED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE))
+_REFUSED_TEXTS = ("no space left", "file write failed", "disk quota", "read-only file system", "file too large")
 
 
-def run_cell(folder: GridFolder, grid: GridConfig, cell: Cell, threads: int) -> CellResult:
+def run_cell(
+    folder: GridFolder, grid: GridConfig, cell: Cell, threads: int, trained: Callable[[], None] = lambda: None
+) -> CellResult:
     """Train a cell (or go on with it), measure, write `result.json`, and return what it holds.
 
     The caller holds the cell's lock. A cell that was begun keeps the number of threads that it began with. What goes
-    wrong inside the cell becomes a failed result; OSError, MemoryError and a stop signal (SystemExit) go through.
+    wrong inside the cell becomes a failed result; OSError (also one that a library has wrapped) and a stop signal
+    (SystemExit) go through. `trained` is called when the training is in the folder: what follows is soon done again.
     """
     run = folder.run(cell)
-    begun = load_config(run.config, {}) if run.config.is_file() else None
-    threads = begun.threads or threads if begun is not None else threads
     try:
-        result = _measured(grid, cell, run, threads)
-    except FAILURES as error:
+        result = _measured(grid, cell, run, threads, trained)
+    except Exception as error:
+        if (refused := of_the_machine(error)) is not None:
+            raise refused from error
+        traceback.print_exc()
         lines = str(error).strip().splitlines()
         result = CellResult("failed", error={"type": type(error).__name__, "message": lines[0] if lines else ""})
     run.path.mkdir(parents=True, exist_ok=True)
@@ -42,17 +56,39 @@ def run_cell(folder: GridFolder, grid: GridConfig, cell: Cell, threads: int) -> 
 
 def forget(folder: GridFolder, cell: Cell) -> None:
     """Remove what a failed cell left, so that it is run again. The caller holds the cell's lock."""
-    shutil.rmtree(folder.cell(cell), ignore_errors=True)
+    path = folder.cell(cell)
+    away = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}")
+    os.replace(path, away)  # at once: half a folder would be taken for a run to go on with
+    shutil.rmtree(away, ignore_errors=True)
 
 
-def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int) -> CellResult:
+def of_the_machine(error: BaseException) -> OSError | None:
+    """Return the OSError that `error` is, or that it or one of its causes speaks of: a full disk, say. Else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and (seen is error or seen.errno in _REFUSED):
+            return seen
+        if not isinstance(seen, OSError) and any(text in str(seen).lower() for text in _REFUSED_TEXTS):
+            return OSError(str(error))
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_training: Callable[[], None]) -> CellResult:
+    from subnetune.experiment.environment import seed_everything
     from subnetune.experiment.loop import train
+    from subnetune.experiment.session import load_data
 
-    memory = PeakMemory()
-    config = cell.config(output=str(run.path), resume=True, threads=threads)
+    config = _begin(cell, run, threads)
+    memory, measured = PeakMemory(), run.path / "memory.json"
     trained = train(config)
-    peak = memory.bytes()
-    extra = _extras(grid, cell, config, run) if cell.stage == "run" else {}
+    before = read_json(measured)["peak_memory_bytes"] if measured.is_file() else 0
+    peak = max(memory.bytes(), before)  # a process that finds the training done has not seen it
+    write_json(measured, {"peak_memory_bytes": peak})
+    done_training()
+    seed_everything(config.seed, "measure")  # whether this process trained or not
+    data = load_data(config)
+    extra = _extras(grid, cell, config, run, data) if cell.stage == "run" else {}
     environment = read_json(run.environment)
     return CellResult(
         "done",
@@ -64,23 +100,47 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int) -> CellRe
         delta_bytes=trained.delta_bytes,
         seconds=trained.seconds,
         peak_memory_bytes=peak,
-        settings=_settings(config, run, trained, environment),
+        settings=_settings(config, run, trained, environment, len(data.train)),
         environment=environment,
         **extra,
     )
 
 
-def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir) -> dict[str, Any]:
+def _begin(cell: Cell, run: RunDir, threads: int) -> RunConfig:
+    """Return the run that is to be trained, and describe it in its folder.
+
+    Its name is the hash of what decides the result, so a run that was begun elsewhere may go on here, with the paths
+    that files have here; what only changes the last digits stays as it was begun.
+    """
+    keeps: dict[str, Any] = {"threads": cell.values.get("threads", threads)}
+    if run.config.is_file():
+        begun = load_config(run.config, {})
+        keeps = {"threads": begun.threads, "eval_batch_size": begun.eval_batch_size}
+    config = cell.config(output=str(run.path), resume=True, **keeps)
+    run.path.mkdir(parents=True, exist_ok=True)
+    text = config.to_yaml().encode()
+    if not run.config.is_file() or run.config.read_bytes() != text:
+        atomic_write(run.config, text)  # first: a folder without it would be taken for something else
+    write_json(run.path / "cell.json", describe_cell(cell))
+    return config
+
+
+def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, data: TaskData) -> dict[str, Any]:
     """Return the majority level, and what the tuned model does on other tasks; leave the analysis in the folder."""
-    from subnetune.experiment.analysis import analyse_run
-    from subnetune.experiment.session import load_data
     from subnetune.tasks.majority import majority_scores
 
-    found: dict[str, Any] = {"majority": majority_scores(load_data(config))}
+    found: dict[str, Any] = {"majority": majority_scores(data), "skipped": {}}
     if grid.transfer or grid.probes:
         found |= _elsewhere(grid, config, run)
     if grid.analyse != "none":
-        analyse_run(run, config, deep=cell.analyse)
+        from subnetune.experiment.analysis import analyse_run
+
+        try:
+            analyse_run(run, config, deep=cell.analyse)
+        except SubnetuneError as error:  # not every model can be looked into; its scores stand
+            if of_the_machine(error) is not None:
+                raise
+            found["skipped"]["analysis"] = str(error)
     return found
 
 
@@ -99,18 +159,17 @@ def _elsewhere(grid: GridConfig, config: RunConfig, run: RunDir) -> dict[str, An
     return {"transfer": transfer, "probes": probes, "skipped": {**skipped, **more}}
 
 
-def _settings(config: RunConfig, run: RunDir, trained: RunResult, environment: dict[str, Any]) -> dict[str, Any]:
+def _settings(
+    config: RunConfig, run: RunDir, trained: RunResult, environment: dict[str, Any], examples: int
+) -> dict[str, Any]:
     """Return what `rows.SETTINGS` names: what was asked, and what it came to in this run."""
-    from subnetune.experiment.session import load_data
-
     names = ("lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "clip", "max_length", "threads")
     recipe = build_recipe(config)
-    metrics = read_json(run.metrics)
     return {
         **{name: getattr(config, name) for name in names},
         "keep": getattr(recipe.selector, "keep", None),
-        "steps": metrics["steps"],
-        "train_examples": len(load_data(config, ("train",) if config.holdout is None else ("train", "dev")).train),
+        "steps": read_json(run.metrics)["steps"],
+        "train_examples": examples,
         "dropout": _dropout(config),
         "precision": "bf16" if config.bf16 else "fp32",
         "engine": str(environment["engine"]).partition(":")[0],

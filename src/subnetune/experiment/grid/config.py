@@ -30,14 +30,20 @@ BUDGET: dict[str, Any] = {
 }
 # A cell says these itself; given in `common` they would be overruled, so they are refused there.
 OF_CELLS = frozenset(
-    ("seed", "method", "task", "max_train", "output", "resume", "delta", "holdout", "model", "data_dir")
+    ("seed", "method", "task", "max_train", "train_seed", "output", "resume", "delta", "holdout", "model", "data_dir")
 )
+# What a task says of its own files, and what a method may be besides a run's options.
+OF_TASKS = frozenset(("train_file", "dev_file", "text", "label", "regression"))
 Options: TypeAlias = dict[str, Any]
 Table: TypeAlias = dict[str, Options]
 
 
 def _seeds(value: object) -> object:
-    """Read `3` as the first three published seeds; check a list."""
+    """Read `3` as the first three published seeds; check a list. `3,` and `3,4` are lists too."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.removesuffix(",").split(",")]
+        numbers = [int(part) if part.isdecimal() else part for part in parts]
+        value = numbers if "," in value else numbers[0]
     if isinstance(value, Mapping):
         return {task: _seeds(seeds) for task, seeds in value.items()}
     if isinstance(value, int) and not isinstance(value, bool):
@@ -48,19 +54,20 @@ def _seeds(value: object) -> object:
     if isinstance(seeds, tuple):
         if not seeds:
             raise ValueError("an empty list of seeds")
-        if len(set(seeds)) < len(seeds):
+        if len(set(map(repr, seeds))) < len(seeds):
             raise ValueError("a seed stands there twice; each is one run")
+        if any(isinstance(seed, int) and not 0 <= seed < 2**32 for seed in seeds):
+            raise ValueError("a seed is an integer from 0 to 2**32 - 1")
     return seeds
 
 
 def _table(value: object) -> object:
     """Read `a,b`, a list of names, or a mapping from names to options (None: no options)."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    if isinstance(value, list | tuple):
-        if len(set(map(str, value))) < len(value):
-            raise ValueError("a name stands there twice")
-        return {name: {} for name in value}
+    names = _several(value)
+    if isinstance(names, tuple):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} stands there twice")
+        return {name: {} for name in names}
     if isinstance(value, Mapping):
         return {
             name: dict(entry) if isinstance(entry, Mapping) else {} if entry is None else entry
@@ -73,19 +80,30 @@ def _sizes(value: object) -> object:
     """Read a train size, or a list of them; `all` (None) is the whole file."""
     values = value if isinstance(value, list | tuple) else [value]
     if isinstance(value, str):
-        values = [int(part) if part.strip().isdigit() else part.strip() for part in value.split(",")]
+        values = [int(part) if part.strip().isdecimal() else part.strip() for part in value.split(",")]
+    if any(size is None for size in values):
+        raise ValueError("write `all` for the whole file")
     return tuple(None if size == "all" else size for size in values)
 
 
 def _several(value: object) -> object:
+    """Read `a,b` as a list; an empty text is an empty one."""
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
+        return tuple(part.strip() for part in value.split(",")) if value.strip() else ()
     return tuple(value) if isinstance(value, list) else value
+
+
+def _numbers(value: object) -> object:
+    """Check a list of numbers, each once."""
+    values = tuple(value) if isinstance(value, list) else value
+    if isinstance(values, tuple) and len(set(map(repr, values))) < len(values):
+        raise ValueError("a value stands there twice")
+    return values
 
 
 Seeds = tuple[int, ...]
 Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
 class _Strict(BaseModel):
@@ -122,7 +140,9 @@ class GridConfig(_Strict):
         {}, "Methods by name; in a file labels with options (`method` names it where the label does not).", "methods"
     )
     seeds: Annotated[Seeds | dict[str, Seeds], BeforeValidator(_seeds)] = option(
-        PUBLISHED_SEEDS[:3], "The first N published seeds, or a list; in a file also one of these per task.", "seeds"
+        PUBLISHED_SEEDS[:3],
+        "The first N published seeds, or a list; in a file also one of these per task.",
+        f"a number from 1 to {len(PUBLISHED_SEEDS)}, or a list of integers",
     )
     train_size: Annotated[tuple[int | None, ...], BeforeValidator(_sizes)] = option(
         (None,),
@@ -156,18 +176,23 @@ class GridConfig(_Strict):
         from subnetune.tasks import find_task
 
         for name, entry in self.tasks.items():
-            if "train_file" not in entry:
+            if "train_file" not in entry and "dev_file" not in entry:
                 find_task(name)
+            elif missing := [part for part in ("train_file", "dev_file", "text", "label") if part not in entry]:
+                raise ValueError(f"tasks.{name}: own files need {', '.join(missing)} too")
         for label, entry in self.methods.items():
             get(str(entry.get("method", label)))
         for name in (*self.transfer, *self.probes):
             find_task(name)
         if self.baseline is not None and self.baseline not in self.methods:
             raise ValueError(f"baseline {self.baseline!r} is none of the methods {', '.join(self.methods)}")
-        if isinstance(self.seeds, dict) and set(self.seeds) != set(self.tasks):
-            raise ValueError(f"seeds per task must name each task once: {', '.join(self.tasks)}")
-        for where, given in (("common", self.common), *self.tasks.items(), *self.methods.items()):
-            _check_options(where, given)
+        if isinstance(self.seeds, dict) and (missing := [name for name in self.tasks if name not in self.seeds]):
+            raise ValueError(f"seeds per task name every task; there are none for {', '.join(missing)}")
+        _check_options("common", self.common, OF_CELLS | OF_TASKS)
+        for name, entry in self.tasks.items():
+            _check_options(f"tasks.{name}", entry, OF_CELLS - {"data_dir"})
+        for label, entry in self.methods.items():
+            _check_options(f"methods.{label}", entry, (OF_CELLS | OF_TASKS) - {"method"}, more=("search",))
         return self
 
     @property
@@ -180,8 +205,8 @@ class GridConfig(_Strict):
         return self.seeds[task] if isinstance(self.seeds, dict) else self.seeds
 
     def values(self) -> dict[str, Any]:
-        """Return what a grid file would say: plain values by name, without what is unset."""
-        values = self.model_dump(mode="json", exclude_defaults=True)
+        """Return what a grid file would say: plain values by name, all of them, whatever a preset says by now."""
+        values = self.model_dump(mode="json")
         values["train_size"] = ["all" if size is None else size for size in self.train_size]
         return values
 
@@ -195,49 +220,54 @@ class GridConfig(_Strict):
 
         Raises UsageError for all problems at once, each with what was got and what is allowed.
         """
-        from subnetune.experiment.grid.protocols import protocol
+        from subnetune.experiment.grid.protocols import with_protocol
 
-        name = values.get("preset")
-        below = protocol(name) if isinstance(name, str) else {}
-        merged = {**below, **values}
-        if isinstance(below.get("common"), dict) and isinstance(values.get("common"), dict):
-            merged["common"] = {**below["common"], **values["common"]}  # type: ignore[dict-item]
         try:
-            grid = cls.model_validate(merged)
+            grid = cls.model_validate(with_protocol(values))
         except ValidationError as error:
-            raise UsageError("\n".join(_problem(problem, source) for problem in error.errors())) from None
+            problems = dict.fromkeys(_problem(problem, source) for problem in error.errors())
+            raise UsageError("\n".join(problems)) from None
         missing = [name for name in ("tasks", "methods") if not getattr(grid, name)]
         if missing:
             raise UsageError(f"a grid needs {' and '.join(missing)}: give --{missing[0]}, or a --preset or --config")
         return grid
 
 
+def over(below: Mapping[str, object], values: Mapping[str, object]) -> dict[str, object]:
+    """Return `values` over `below`: `common` and `search` are merged name by name, and of `tasks` and `methods` that
+    are given as bare names the entries of `below` are kept."""
+    merged = {**below, **values}
+    for name in ("common", "search"):
+        first, second = below.get(name), values.get(name)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            merged[name] = {**first, **second}
+            if isinstance(first.get("options"), Mapping) and isinstance(second.get("options"), Mapping):
+                merged[name]["options"] = {**first["options"], **second["options"]}  # type: ignore[index]
+    for name in ("tasks", "methods"):
+        first, second = below.get(name), _several(values.get(name))
+        if isinstance(first, Mapping) and isinstance(second, tuple) and len(set(second)) == len(second):
+            merged[name] = {label: first.get(label) for label in second}
+    return merged
+
+
 def load_grid(file: Path | None, flags: Mapping[str, object]) -> GridConfig:
-    """Return the grid that a file and flags describe; flags win, `common` is merged name by name. UsageError."""
-    values: dict[str, object] = dict(read_yaml(file).values) if file is not None else {}
-    common = {**(_mapping(values.get("common")) or {}), **(_mapping(flags.get("common")) or {})}
-    merged = {**values, **flags, **({"common": common} if common else {})}
-    return GridConfig.from_values(merged, "" if file is None else str(file))
+    """Return the grid that a file and flags describe; flags win as `over` says. Raises UsageError."""
+    values: Mapping[str, object] = read_yaml(file).values if file is not None else {}
+    return GridConfig.from_values(over(values, flags), "" if file is None else str(file))
 
 
-def _mapping(value: object) -> dict[str, object] | None:
-    return dict(value) if isinstance(value, Mapping) else None
-
-
-def _check_options(where: str, given: object) -> None:
-    """Raise ValueError for an option that no run has, or that the grid itself decides."""
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: wanted names and values, got {given!r}")
-    own = {"common": OF_CELLS}.get(where, OF_CELLS - {"method", "data_dir"})
+def _check_options(where: str, given: Options, of_grid: frozenset[str], more: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for an option that no run has, or that the grid itself decides (`of_grid`)."""
     for name in given:
-        if name in own:
-            raise ValueError(f"{where}: {name!r} is said by the grid itself, not among a run's options")
-        if name not in field_names() and name != "search":
+        if name in of_grid:
+            raise ValueError(f"{where}: {name!r} is said by the grid itself, not among the options there")
+        if name not in field_names() and name not in more:
             raise ValueError(f"{where}: unknown option {name!r}{nearest(name, field_names())}")
 
 
 def _problem(problem: Any, source: str) -> str:
-    path = ".".join(str(part) for part in problem["loc"][:2])
+    named = problem["loc"][:1] in (("tasks",), ("methods",), ("search",))
+    path = ".".join(str(part) for part in problem["loc"][: 2 if named else 1])
     message = str(problem["msg"]).removeprefix("Value error, ")
     where = f"{source}: " if source else ""
     field = GridConfig.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None

@@ -2,23 +2,32 @@
 
 grid.yaml              the definition, as of the last `compare`
 cells/NAME/            a run directory, see RunDir; and in it:
-    cell.json          which cell of the grid it is, written first
+    cell.json          which cell of the grid it is
+    memory.json        how much memory its training took
     result.json        what it came to, written last: the cell is done or failed, and is not run again
     analysis/          what `subnetune.experiment.analysis` found, JSON and npz
 locks/NAME             who works on a cell
+logs/NAME.log          what the cell's processes have said
+journal.jsonl          a line for each start and each end of a cell
 report.html, report.md, results.csv, statistics.csv     what `report` writes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from subnetune.core.errors import CheckpointError, UsageError
 from subnetune.core.files import atomic_write
-from subnetune.experiment.grid.cells import Cell, Group, groups, run_cells, search_cells
+from subnetune.experiment.grid.cells import Cell, Group, search_cells, settings_of
 from subnetune.experiment.grid.config import GridConfig, load_grid
 from subnetune.experiment.result import Evaluation
 from subnetune.experiment.rundir import RunDir, read_json, write_json
@@ -31,8 +40,8 @@ class CellResult:
     """What a cell came to.
 
     `value` is the headline `metric` on the first evaluation split, as in `RunResult`. `majority` has the same shape as
-    `evaluation`: what predicting the most frequent training class (for scores: their mean) always would have. `transfer`
-    and `probes` have metrics per task (and split: `mnli/dev_matched`), `skipped` the reasons why a set was left out.
+    `evaluation`: what predicting the most frequent training class (for scores: their mean) would have. `transfer` and
+    `probes` have metrics per task (and split: `mnli/dev_matched`), `skipped` the reasons why a set was left out.
     `settings` are the options that matter for comparing: lr, epochs, batch_size, schedule, warmup, weight_decay, clip,
     dropout, steps, train_examples, max_length, keep, precision, engine, threads. `peak_memory_bytes` is beyond the
     process before the model was loaded. A failed cell has `error` and nothing else that counts.
@@ -89,6 +98,15 @@ class GridFolder:
         """The file that says who works on a cell."""
         return self.path / "locks" / (cell if isinstance(cell, str) else cell.name)
 
+    def log(self, cell: Cell | str) -> Path:
+        """The file of what a cell's processes say."""
+        return self.path / "logs" / f"{cell if isinstance(cell, str) else cell.name}.log"
+
+    @property
+    def journal(self) -> Path:
+        """A line for each start and each end of a cell."""
+        return self.path / "journal.jsonl"
+
     def run(self, cell: Cell | str) -> RunDir:
         """The run directory of a cell, with its files."""
         return RunDir(self.cell(cell))
@@ -101,13 +119,42 @@ class GridFolder:
 
     def write_grid(self, grid: GridConfig) -> None:
         """Write the definition, in place of an earlier one. Raises UsageError for a folder of something else."""
-        if self.path.is_dir() and not self.definition.is_file() and any(self.path.iterdir()):
-            raise UsageError(f"{self.path} holds something that is no grid; choose another --output")
-        for part in (self.path / "cells", self.path / "locks"):
-            part.mkdir(parents=True, exist_ok=True)
+        self.check_is_grid()
+        self.path.mkdir(parents=True, exist_ok=True)
         text = grid.to_yaml().encode()
         if not self.definition.is_file() or self.definition.read_bytes() != text:
-            atomic_write(self.definition, text)
+            atomic_write(self.definition, text)  # first: another worker may come while the folders are being made
+        for part in ("cells", "locks", "logs"):
+            (self.path / part).mkdir(exist_ok=True)
+
+    def check_is_grid(self) -> None:
+        """Raise UsageError where there is something else already."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"the output {self.path} is a file; a grid needs a folder")
+        if self.path.is_dir() and not self.definition.is_file():
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(f".{self.definition.name}.")]
+            if others:
+                raise UsageError(f"{self.path} holds something that is no grid ({others[0]}); choose another --output")
+
+    def note(self, event: str, cell: Cell, **more: object) -> None:
+        """Add a line to the journal. One write, so that workers do not cut each other's lines."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        about = {"time": now, "event": event, "cell": cell.name, "host": socket.gethostname(), "pid": os.getpid()}
+        descriptor = os.open(self.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, (json.dumps({**about, **more}) + "\n").encode())
+        finally:
+            os.close(descriptor)
+
+    def seen(self, cell: Cell) -> CellResult | None:
+        """Return `result`, also where another machine has just written it: a file that is made here and removed again
+        makes a shared file system forget what it remembered of the folder."""
+        folder = self.cell(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        look = folder / f".look.{secrets.token_hex(8)}"
+        look.touch()
+        look.unlink()
+        return self.result(cell)
 
     def result(self, cell: Cell | str) -> CellResult | None:
         """Return what a cell came to, or None where it is not finished."""
@@ -118,8 +165,6 @@ class GridFolder:
         """Write what a cell came to: from now on it is not run again."""
         write_json(self.cell(cell) / "result.json", asdict(result))
 
-    # -- what there is to do -----------------------------------------------------------------------------------------
-
     def chosen(self, grid: GridConfig, group: Group) -> dict[str, Any] | None:
         """Return the setting that a group's search chose ({} where there is none); None while it is not finished.
 
@@ -128,34 +173,18 @@ class GridFolder:
         """
         cells = search_cells(grid, group)
         if not cells:
-            from subnetune.experiment.grid.cells import settings_of
-
             return settings_of(grid, group.method)[0]
-        results = [self.result(cell) for cell in cells]
-        if any(result is None for result in results):
-            return None
-        scores: dict[str, list[float]] = {}
-        for cell, result in zip(cells, results, strict=True):
-            assert result is not None
-            worst = result.value is None or result.state == "failed"
-            scores.setdefault(repr(dict(cell.setting)), []).append(
-                float("-inf") if worst else float(result.value or 0.0)
-            )
-        means = {key: sum(values) / len(values) for key, values in scores.items()}
-        best = max(means, key=lambda key: means[key])  # the first of equals: dicts keep the order
-        return next(dict(cell.setting) for cell in cells if repr(dict(cell.setting)) == best)
+        return best_setting(cells, [self.result(cell) for cell in cells])
 
-    def to_do(self, grid: GridConfig) -> list[Cell]:
-        """Return every cell that is known by now, searches first, then seed by seed, so that a grid that is cut short
-        lacks a seed rather than a method."""
-        searches = [cell for group in groups(grid) for cell in search_cells(grid, group)]
-        runs: list[tuple[int, Cell]] = []
-        for group in groups(grid):
-            setting = self.chosen(grid, group)
-            if setting is not None:
-                runs += enumerate(run_cells(grid, group, setting))
-        return searches + [cell for _, cell in sorted(runs, key=lambda pair: pair[0])]
 
-    def waiting(self, grid: GridConfig) -> list[Group]:
-        """Return the groups whose search is not finished: their runs are not known yet."""
-        return [group for group in groups(grid) if self.chosen(grid, group) is None]
+def best_setting(cells: Sequence[Cell], results: Sequence[CellResult | None]) -> dict[str, Any] | None:
+    """Return the setting that the results of search cells choose, see `GridFolder.chosen`."""
+    if any(result is None for result in results):
+        return None
+    scores: dict[str, list[float]] = {}
+    for cell, result in zip(cells, results, strict=True):
+        good = result is not None and result.state == "done" and result.value is not None
+        scores.setdefault(repr(dict(cell.setting)), []).append(result.value if good else -math.inf)  # type: ignore[arg-type, union-attr]
+    means = {key: sum(values) / len(values) for key, values in scores.items()}
+    best = max(means, key=lambda key: means[key])  # the first of equals: dicts keep the order
+    return next(dict(cell.setting) for cell in cells if repr(dict(cell.setting)) == best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -16,10 +17,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
             return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak counts from here
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):  # where it cannot be written, from the start of the process
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel's peak counts from here
         self._start = _status("VmRSS")
 
     def bytes(self) -> int:

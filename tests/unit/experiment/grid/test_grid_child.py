@@ -1,0 +1,140 @@
+"""One cell in this process: what its result holds, what is a failure of the cell, and what is not."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grid_case import grid_values, own_files
+from subnetune.core.errors import CheckpointError
+from subnetune.experiment.grid import child
+from subnetune.experiment.grid.cells import Cell, groups, read_cell, run_cells
+from subnetune.experiment.grid.child import of_the_machine, run_cell
+from subnetune.experiment.grid.config import GridConfig
+from subnetune.experiment.grid.folder import CellResult, GridFolder
+from subnetune.experiment.grid.rows import SETTINGS
+from tiny_run import make_root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("cell"))
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path) -> Callable[..., tuple[GridFolder, Cell, CellResult]]:
+    def call(**changed: Any) -> tuple[GridFolder, Cell, CellResult]:
+        grid = GridConfig.from_values(grid_values(root, **changed))
+        folder = GridFolder(tmp_path / "grid")
+        folder.write_grid(grid)
+        cell = next(run_cells(grid, groups(grid)[-1], {}))
+        return folder, cell, run_cell(folder, grid, cell, threads=2)
+
+    return call
+
+
+def test_a_finished_cell_says_what_it_came_to(run: Callable[..., Any]) -> None:
+    folder, cell, result = run(artefacts="none")
+    assert folder.result(cell) == result
+    assert (result.state, result.metric, result.error) == ("done", "accuracy", None)
+    assert 0.0 <= result.value <= 1.0
+    assert result.evaluation["dev"]["accuracy"] == result.value
+    assert set(result.majority) == {"dev"}
+    assert set(result.settings) == set(SETTINGS)
+    expected = {"lr": 5e-3, "epochs": 1, "steps": 7, "train_examples": 26, "batch_size": 4, "warmup": 0.1, "threads": 1}
+    assert {name: result.settings[name] for name in expected} == expected
+    assert (result.settings["keep"], result.settings["dropout"], result.settings["precision"]) == (0.3, 0.1, "fp32")
+    assert 0 < result.trained < result.total
+    assert result.delta_bytes > 0
+    assert result.seconds > 0
+    assert read_cell(folder.cell(cell) / "cell.json") == cell
+    left = {path.name for path in folder.cell(cell).iterdir()}
+    assert {"config.yaml", "metrics.json", "log.jsonl", "mask.safetensors", "result.json", "environment.json"} < left
+    assert not left & {"delta.safetensors", "checkpoints", "tokenizer"}
+
+
+def test_a_loss_that_is_no_number_is_a_failed_cell(run: Callable[..., Any]) -> None:
+    folder, cell, result = run(methods={"full": {"lr": 10.0, "clip": 0.0}}, common={"epochs": 30, "max_length": 16})
+    assert result.state == "failed"
+    assert result.error["type"] == "NumericError"
+    assert "in step" in result.error["message"]
+    assert folder.result(cell) == result
+
+
+def test_a_broken_file_is_a_failed_cell(run: Callable[..., Any], root: Path) -> None:
+    (root / "broken.csv").write_text("sentence,label\nthe cat,plain\nthe dog,unheard of\n")
+    _, _, result = run(tasks={"broken": own_files(root, dev="broken.csv")})
+    assert (result.state, result.error["type"]) == ("failed", "DataError")
+    assert "'unheard of'" in result.error["message"]
+
+
+def test_a_cell_that_was_begun_keeps_its_threads_and_finds_its_files_anew(root: Path, tmp_path: Path) -> None:
+    values = grid_values(root, common={"lr": 5e-3, "epochs": 1, "batch_size": 4, "max_length": 16, "max_steps": 2})
+    grid = GridConfig.from_values(values)
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+    config = folder.run(cell).config
+    config.parent.mkdir(parents=True)
+    text = cell.config(threads=1, eval_batch_size=3, output="elsewhere", resume=True).to_yaml()
+    config.write_text(text.replace(str(root / "model"), "/moved/model"))
+    result = run_cell(folder, grid, cell, threads=2)
+    assert result.state == "done", result.error
+    assert result.settings["threads"] == 1
+    assert "eval_batch_size: 3" in config.read_text()
+    assert str(root / "model") in config.read_text()
+
+
+def test_memory_is_that_of_the_process_that_trained(run: Callable[..., Any]) -> None:
+    folder, cell, _ = run(methods=["full"])
+    (folder.cell(cell) / "memory.json").write_text(json.dumps({"peak_memory_bytes": 2**50}))
+    (folder.cell(cell) / "result.json").unlink()  # killed between the two
+    again = run_cell(folder, folder.grid(), cell, threads=1)
+    assert again.state == "done"
+    assert again.peak_memory_bytes == 2**50
+
+
+def wrapped(cause: BaseException) -> CheckpointError:
+    error = CheckpointError("the checkpoint could not be written")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (OSError(errno.ENOENT, "no such file"), True),  # of no library that knows what it means
+        (wrapped(OSError(errno.ENOSPC, "No space left on device")), True),
+        (wrapped(RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")), True),
+        (wrapped(OSError(errno.ENOENT, "no such file")), False),
+        (ValueError("no"), False),
+        (RuntimeError("CUDA out of memory"), False),
+    ],
+    ids=["os", "full", "torch", "missing", "value", "device memory"],
+)
+def test_what_the_machine_refuses_is_no_result(
+    error: Exception, refused: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (of_the_machine(error) is not None) is refused
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(child, "_measured", fail)
+    grid = GridConfig.from_values(grid_values(root))
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+    if refused:
+        with pytest.raises(OSError):
+            run_cell(folder, grid, cell, threads=1)
+        assert folder.result(cell) is None
+    else:
+        result = run_cell(folder, grid, cell, threads=1)
+        assert result.error == {"type": type(error).__name__, "message": str(error)}
+        assert folder.result(cell) == result
