@@ -17,7 +17,12 @@ from subnetune.methods.card import Card, Method
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "methods"
 BEGIN, END = "<!-- begin: written by docs/generate_methods.py -->", "<!-- end -->"
-LABELS = {"published": "published settings and figures", "differs": "differs from the release", "found": "in our runs"}
+LABELS = {
+    "published": "published settings and figures",
+    "differs": "differs from the release",
+    "found": "in our runs",
+    "compared": "in a comparison",
+}
 
 
 def pages() -> dict[Path, str]:

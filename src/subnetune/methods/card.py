@@ -63,8 +63,9 @@ class Card:
     `leaks` says how entries that the mask leaves out move all the same under the preset's defaults, or is None where
     they keep their bits. `differs_from_release` lists how the preset differs from the authors' release. `found` is what
     our own runs say; where it is left out, and for time and memory, `measured.py` says it, written by a script.
-    `own` names the defaults that make the method what it is: a comparison, which gives all methods one budget, leaves
-    them as they are.
+    `own` names the training options, and "dropout", that make the method what it is: a comparison, which gives all
+    methods one budget and the model's dropout, leaves them as the defaults and the preset say. `compared` says why, or
+    what else is not equal there.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Card:
     defaults: Defaults
     found: str = ""
     own: tuple[str, ...] = ()
+    compared: str = ""
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return all there is to say under its label, in order; a label may stand more than once."""
@@ -94,7 +96,12 @@ class Card:
             ("found", self.found or FOUND.get(self.name, "not measured yet")),
             ("cost", COST.get(self.name, "not measured yet")),
             ("defaults", str(self.defaults)),
+            *((("compared", self._compared()),) if self.own or self.compared else ()),
         )
+
+    def _compared(self) -> str:
+        stays = f"keeps its own {' and '.join(self.own)}" if self.own else ""
+        return ": ".join(part for part in (stays, self.compared) if part)
 
     def _answers(self, label: str) -> tuple[str, ...]:
         return tuple(text for name, text in self.answers if name == label) or (DEFAULT_ANSWERS[label],)

@@ -55,4 +55,6 @@ HYPE = Card(
         "noise is drawn in the dtype of the hidden states; in half precision sigma is mostly below their rounding",
     ),
     defaults=Defaults(lr=2e-5),
+    own=("dropout",),
+    compared="noise in the place of dropout is the method",
 )

@@ -72,4 +72,8 @@ LT_SFT = Card(
         "a dense phase that was killed goes on from its last save (--save-steps); the release starts over",
     ),
     defaults=Defaults(lr=2e-5, warmup=0.0, weight_decay=0.0, batch_size=32, epochs=5),
+    compared=(
+        "the budget is that of the sparse phase; the dense one takes as many steps before it, at `dense_lr`, which is "
+        "to be set as `lr` is"
+    ),
 )

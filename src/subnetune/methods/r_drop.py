@@ -55,4 +55,5 @@ R_DROP = Card(
         "torch's AdamW with beta2 0.999 and epsilon 1e-8, linear decay, 10 epochs (what 2296 updates are on MRPC)",
     ),
     defaults=Defaults(lr=1e-5, warmup=0.06, epochs=10),
+    compared="the budget counts steps; each has two passes, and needs the model's dropout",
 )

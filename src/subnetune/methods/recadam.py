@@ -70,4 +70,6 @@ RECADAM = Card(
         "three epochs by default, as in the other methods here; the authors report 3 epochs as too few for BERT-base",
     ),
     defaults=Defaults(lr=2e-5, warmup=0.0, weight_decay=0.0, batch_size=32),
+    own=("warmup",),
+    compared="lambda(t) warms the task's step up already; under a second warmup the pull would be held back as well",
 )

@@ -81,4 +81,5 @@ ULMFIT = Card(
     ),
     defaults=Defaults(lr=1e-4, schedule="stlr", warmup=0.1, weight_decay=0.0),
     own=("schedule", "warmup"),
+    compared="the slanted triangular schedule is one of the method's parts",
 )

@@ -12,8 +12,8 @@ from typing import Any
 
 from subnetune.core.errors import UsageError, nearest
 
-# The four small GLUE tasks of the Child-Tuning and DPS papers (METHODS A.4). Child-Tuning's author gives a keep for each
-# of them (METHODS A.3); a preset takes the card's keep for all, and `sweep` searches.
+# The four small GLUE tasks of the Child-Tuning and DPS papers (METHODS A.4). Child-Tuning's author gives a keep for
+# each of them (METHODS A.3); a preset takes the card's keep for all, and `sweep` searches.
 SMALL = ["cola", "rte", "mrpc", "stsb"]
 COMPARED = ["full", "child-tuning-f", "child-tuning-d", "bitfit"]
 # Fractions that train, by method. Child-Tuning's are its grids (METHODS A.3). DPS's code trains 0.7 of a matrix, under
