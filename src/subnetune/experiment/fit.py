@@ -50,14 +50,16 @@ class Fit:
         map covers.
         """
         config: Any = model.config
-        scores = config.problem_type == "regression"
+        scores = getattr(config, "problem_type", None) == "regression"
         classes = () if scores else tuple(config.id2label[i] for i in range(config.num_labels))
         if scores != (task.kind == "regression"):
             raise UsageError(f"the model predicts {'scores' if scores else 'classes'}, {task.name} asks for the other")
         mapped = is_inference(classes) and inference_reading(task) is not None
         if classes == task.labels or mapped:
             return Fit(classes, task)
-        raise UsageError(f"no published map from the model's classes ({', '.join(classes)}) to {', '.join(task.labels)}")
+        raise UsageError(
+            f"no published map from the model's classes ({', '.join(classes)}) to {', '.join(task.labels)}"
+        )
 
     @property
     def reading(self) -> tuple[int, ...]:

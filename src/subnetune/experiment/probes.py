@@ -39,7 +39,7 @@ def probe_scores(
     """Return the metrics of `tasks`' dev sets by a linear head each, and for each task left out the reason.
 
     The head is a logistic regression, for scores a ridge regression, fitted on the task's training examples
-    (`max_examples` of them at most, stratified, drawn by a fixed seed) and measured on all of dev by the task's metrics.
+    (`max_examples` of them at most, stratified, drawn by a fixed seed) and measured on all of dev by its metrics.
     Keys as in `transfer_scores`. The features are what the model's own head sees: see `Features`. They are taken at the
     run's maximum length and batch size; mode, gradients and random state stay as they are, and the same features give
     the same bits.

@@ -56,7 +56,7 @@ def transfer_scores(
 
 
 def other_tasks(config: RunConfig, names: Sequence[str]) -> Iterator[Task]:
-    """Yield the named tasks, each once, without the one that the run trains on. Raises UsageError for an unknown one."""
+    """Yield the named tasks, each once, without the one that the run trains on. Raises UsageError for unknown ones."""
     seen = set() if config.task is None else {find_task(config.task).name}
     for name in names:
         task = find_task(name)
