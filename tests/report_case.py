@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from report_analysis_case import write_analysis
 from subnetune.experiment.grid.cells import Cell, describe_cell, groups, run_cells, search_cells
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
@@ -74,6 +75,8 @@ def _write(folder: GridFolder, cell: Cell, result: CellResult) -> None:
     write_json(run.path / "cell.json", describe_cell(cell))
     if result.state == "done" and cell.stage == "run":
         run.log.write_text("".join(json.dumps(entry) + "\n" for entry in _log(cell, result)), encoding="utf-8")
+        keep = 0.3 if "child" in cell.group.method else None
+        write_analysis(run.path, _draw(cell), keep=keep, deep=cell.analyse)
     folder.write_result(cell, result)
 
 
@@ -110,13 +113,29 @@ def _result(cell: Cell) -> CellResult:
         seconds=round(38 + 20 * trained / total + draw.random() * 3, 3),
         peak_memory_bytes=int(3.1e8 + 2.5e8 * trained / total + draw.random() * 1e6),
         settings={
-            **{"lr": lr, "epochs": 4, "batch_size": 16, "schedule": "linear", "warmup": 0.1, "weight_decay": 0.01},
-            **{"clip": 1.0, "dropout": 0.1, "steps": 76, "train_examples": 300, "max_length": 64, "precision": "fp32"},
-            **{"keep": cell.values.get("keep"), "engine": "packed" if "child" in method else "reference", "threads": 1},
+            "lr": lr,
+            "epochs": 4,
+            "batch_size": 16,
+            "schedule": "linear",
+            "warmup": 0.1,
+            "weight_decay": 0.01,
+            "clip": 1.0,
+            "dropout": 0.1,
+            "steps": 76,
+            "train_examples": 300,
+            "max_length": 64,
+            "precision": "fp32",
+            "keep": cell.values.get("keep"),
+            "engine": "packed" if "child" in method else "reference",
+            "threads": 1,
         },
         environment={
             "versions": {"python": "3.11.9", "subnetune": "0.1.0", "torch": "2.13.0", "numba": None},
-            **{"machine": "x86_64", "system": "Linux", "device": "cpu", "threads": 1, "world": 1},
+            "machine": "x86_64",
+            "system": "Linux",
+            "device": "cpu",
+            "threads": 1,
+            "world": 1,
             "data": hashlib.sha256(task.encode()).hexdigest(),
             "base": hashlib.sha256(b"base").hexdigest(),
             "mask": hashlib.sha256(cell.name.encode()).hexdigest() if "child" in method else None,

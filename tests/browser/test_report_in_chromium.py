@@ -1,7 +1,8 @@
-"""The report in a real, headless Chromium: sorting, filtering, narrow screens, dark mode, and nothing leaves the page."""
+"""The report in a real, headless Chromium: sorting, filtering, narrow screens, dark mode, nothing leaves the page."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from report_case import EVIL_METHOD, EVIL_TASK, write_grid
 
 pytest.importorskip("matplotlib")
@@ -225,7 +227,9 @@ def test_names_like_scripts_stay_text(open_page: Any) -> None:
     assert EVIL_METHOD in body
     assert open_page.execute_script("return document.scripts.length") == 1
     assert open_page.execute_script("return document.images.length") == 0
-    assert open_page.execute_script("return [...document.querySelectorAll('svg text')].some(t => t.textContent.includes('<script>'))")
+    assert open_page.execute_script(
+        "return [...document.querySelectorAll('svg text')].some(t => t.textContent.includes('<script>'))"
+    )
 
 
 def test_screen_readers_find_headings_and_names(open_page: Any) -> None:
@@ -244,7 +248,7 @@ def test_screen_readers_find_headings_and_names(open_page: Any) -> None:
         next(p["value"]["value"] for p in node["properties"] if p["name"] == "level") for node in found["heading"]
     ]
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_the_first_tab_stop_skips_to_the_results(open_page: Any) -> None:

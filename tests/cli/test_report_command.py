@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_case import finished, write_plain_run
 
+from report_case import finished, write_plain_run
 from subnetune.cli.main import main
 
 

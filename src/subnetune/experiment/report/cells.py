@@ -27,11 +27,15 @@ def runs_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         result = row.result if row.state == "done" else None
         at_majority = result is not None and result.at_majority
-        others = [] if result is None else [
-            f"{split} {metric} {score(value)}"
-            for split, metrics in result.evaluation.items()
-            for metric, value in metrics.items()
-        ][1:]
+        others = (
+            []
+            if result is None
+            else [
+                f"{split} {metric} {score(value)}"
+                for split, metrics in result.evaluation.items()
+                for metric, value in metrics.items()
+            ][1:]
+        )
         memory = result.peak_memory_bytes or None if result else None
         values = (
             words(row.state, row.state),

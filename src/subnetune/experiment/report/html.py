@@ -20,12 +20,16 @@ def html_text(page: Page) -> str:
     from markupsafe import Markup
 
     style, script = (_asset(name) for name in ("report.css", "report.js"))
-    return _environment().get_template("page.html.j2").render(
-        page=page,
-        style=Markup(style),
-        script=Markup(script),
-        policy=policy(script),
-        svg=Markup,
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            page=page,
+            style=Markup(style),
+            script=Markup(script),
+            policy=policy(script),
+            svg=Markup,
+        )
     )
 
 

@@ -14,7 +14,7 @@ _MARKUP = frozenset("*_[]{}~#$!")
 
 
 def escaped(text: str) -> str:
-    """Return `text` on one line, with nothing in it that a Markdown reader would act on: names are shown as they are."""
+    """Return `text` on one line, with nothing in it that a Markdown reader would act on: names stay as they are."""
     return "".join(REFERENCES.get(sign, f"\\{sign}" if sign in _MARKUP else sign) for sign in " ".join(text.split()))
 
 
@@ -28,7 +28,8 @@ def _lines(page: Page, comparison: Comparison) -> Iterator[str]:
     for name, text in page.facts:
         yield f"- **{name}:** {escaped(text)}"
     cells = page.cells
-    yield f"\nState: {cells['done']} of {page.total} cells are done, {cells['failed']} failed, {cells['missing']} missing.\n"
+    rest = f"{cells['failed']} failed, {cells['missing']} missing"
+    yield f"\nState: {cells['done']} of {page.total} cells are done, {rest}.\n"
     for title, listed in (("Missing", page.missing), ("Left out", page.skipped)):
         if listed:
             yield f"{title}:\n"

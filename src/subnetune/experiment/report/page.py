@@ -56,7 +56,7 @@ class Page:
 
 
 def make_page(runs: Runs, files: Mapping[str, str]) -> Page:
-    """Return the page of `runs`, figures drawn. `files` are the texts beside it by name. UsageError without matplotlib."""
+    """Return the page of `runs`, its figures drawn. `files` are the texts that are written beside it, by name."""
     comparison = runs.comparison
     tables = (
         scores_table(comparison),

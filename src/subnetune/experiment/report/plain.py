@@ -66,14 +66,18 @@ def plain_rows(path: Path) -> list[Row]:
 
     A method's label says besides what differs between its runs but for the seed, so that no two runs count as one.
     """
-    runs = [_Run(str(p.relative_to(path)), RunDir(p), load_config(p / "config.yaml", {})) for p in run_directories(path)]
+    runs = [
+        _Run(str(p.relative_to(path)), RunDir(p), load_config(p / "config.yaml", {})) for p in run_directories(path)
+    ]
     labels = _labels(runs)
     found = []
     for run, label in zip(runs, labels, strict=True):
         task, _, size = run.group
         found.append(Row(Group(task, label, size), run.config.seed, run.name, _result(run), {}))
     order = [row.group.method for row in found]
-    return sorted(found, key=lambda row: (row.group.task, row.group.train_size or 0, order.index(row.group.method), row.seed))
+    return sorted(
+        found, key=lambda row: (row.group.task, row.group.train_size or 0, order.index(row.group.method), row.seed)
+    )
 
 
 def _labels(runs: Sequence[_Run]) -> list[str]:
@@ -88,7 +92,10 @@ def _labels(runs: Sequence[_Run]) -> list[str]:
         said = [f"{name}={values[name]}" for name in differing[run.group] if name in values]
         labels.append(" ".join([run.config.method, *said]))
     keys = [(run.group, label, run.config.seed) for run, label in zip(runs, labels, strict=True)]
-    return [f"{label} [{run.name}]" if keys.count(key) > 1 else label for run, label, key in zip(runs, labels, keys, strict=True)]
+    return [
+        f"{label} [{run.name}]" if keys.count(key) > 1 else label
+        for run, label, key in zip(runs, labels, keys, strict=True)
+    ]
 
 
 def _result(run: _Run) -> CellResult | None:
@@ -110,4 +117,6 @@ def _result(run: _Run) -> CellResult | None:
     }
     names = ("metric", "value", "evaluation", "trained", "total", "delta_bytes", "seconds")
     settings = {name: value for name, value in (known | measured).items() if value not in (None, "")}
-    return CellResult("done", **{n: metrics[n] for n in names if n in metrics}, settings=settings, environment=environment)
+    return CellResult(
+        "done", **{n: metrics[n] for n in names if n in metrics}, settings=settings, environment=environment
+    )

@@ -59,7 +59,9 @@ def _commands(runs: Runs) -> tuple[tuple[str, str], ...]:
     example = next((row.name for row in runs.rows if row.state == "done"), None)
     if example is not None:
         config = runs.folder.run(example).config.relative_to(runs.folder.path)
-        found.append(("Make one run again", f"subnetune train --config {shlex.quote(str(config))} --output ../again-one"))
+        found.append(
+            ("Make one run again", f"subnetune train --config {shlex.quote(str(config))} --output ../again-one")
+        )
     return (*found, ("Make this page again", "subnetune report ."))
 
 
@@ -100,7 +102,14 @@ def _fingerprints(rows: Sequence[Row]) -> Table:
         found[key] = found.get(key, 0) + 1
     several = {key[:2] for key in found if sum(other[:2] == key[:2] for other in found) > 1}
     lines = tuple(
-        Line((words(key[0]), words(key[1]), *(words(text) for text in key[2:]), number(str(n), n, "missing" if key[:2] in several else "")))
+        Line(
+            (
+                words(key[0]),
+                words(key[1]),
+                *(words(text) for text in key[2:]),
+                number(str(n), n, "missing" if key[:2] in several else ""),
+            )
+        )
         for key, n in found.items()
     )
     columns = (
@@ -110,7 +119,9 @@ def _fingerprints(rows: Sequence[Row]) -> Table:
         Column("base model (sha256)", "code", "of every parameter before training, the head as the seed made it apart"),
         Column("runs (n)", "number"),
     )
-    note = "Runs of a row that stand on other data, or another base, than the rest of their task make a line of their own."
+    note = (
+        "Runs of a row that stand on other data, or another base, than the rest of their task make a line of their own."
+    )
     return Table("fingerprints", "Data and base model", columns, lines, note if several else "", sortable=False)
 
 
@@ -120,7 +131,7 @@ def _hashes(files: Mapping[str, str]) -> Table:
         repeatable = repeatable_columns(files["results.csv"])
         found["results.csv without time and memory"] = hashlib.sha256(repeatable.encode()).hexdigest()
     lines = tuple(Line((words(name), words(digest))) for name, digest in found.items())
-    note = "Time and memory differ from run to run; all other columns are the same bytes when the same cells are run again."
+    note = "Time and memory differ from run to run; all other columns are the same when the same cells are run again."
     return Table("hashes", "Files", (Column("file"), Column("sha256", "code")), lines, note, sortable=False)
 
 
@@ -153,7 +164,9 @@ def _differing(rows: Sequence[Row], values: Mapping[str, Mapping[str, Any]], sha
         Column("engine"),
         Column("mask (sha256)", "code", "of which entries were selected; none where it changes, or all train"),
     )
-    note = f"n = {plural(len(lines), 'run')}, those that were begun. A cell's folder is named by the hash of its options."
+    note = (
+        f"n = {plural(len(lines), 'run')}, those that were begun. A cell's folder is named by the hash of its options."
+    )
     return Table("configurations", "What each run was told", columns, tuple(lines), note)
 
 

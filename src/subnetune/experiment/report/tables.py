@@ -61,8 +61,11 @@ def scores_table(comparison: Comparison) -> Table:
         )
     columns = (
         *_GROUP,
-        Column("on", meaning="the task's own evaluation split, a transfer set that the tuned model was evaluated on unchanged, "
-               "a linear probe on its frozen encoder, or the mean of all tasks"),
+        Column(
+            "on",
+            meaning="the task's own evaluation split, a transfer set that the tuned model was evaluated on unchanged, "
+            "a linear probe on its frozen encoder, or the mean of all tasks",
+        ),
         Column("metric"),
         _N,
         Column("mean", "number"),
@@ -72,12 +75,18 @@ def scores_table(comparison: Comparison) -> Table:
         Column("IQM", "number", "interquartile mean: the mean of the middle half"),
         Column("failed", "number", "runs that ended with an error; they have no score"),
         Column("missing", "number", "runs that are not finished yet"),
-        Column("no better", "number", "runs that scored no better than always predicting the most frequent class (or "
-               "the mean); they count among the n"),
+        Column(
+            "no better",
+            "number",
+            "runs that scored no better than always predicting the most frequent class (or "
+            "the mean); they count among the n",
+        ),
         Column("majority", "number", "the score of always predicting the most frequent class, or the mean"),
     )
     note = "Scores are fractions; 1 is best. A single seed has no standard deviation."
-    return drop_empty(Table("scores", "Scores over seeds", columns, tuple(lines), note, filtered=True), "n", "mean", "std")
+    return drop_empty(
+        Table("scores", "Scores over seeds", columns, tuple(lines), note, filtered=True), "n", "mean", "std"
+    )
 
 
 def differences_table(comparison: Comparison) -> Table:
@@ -108,13 +117,18 @@ def differences_table(comparison: Comparison) -> Table:
         Column("n", "number", "pairs: seeds that both the method and the baseline have a score for"),
         Column("difference", "number", "mean over the pairs of the method's score less the baseline's, in points"),
         Column("95 % interval", "number", "bootstrap interval of the mean difference; none for a single pair"),
-        Column("drawn", "drawn", f"difference and interval; the line in the middle is 0, the ends are ±{100 * scale:.2f}"),
+        Column(
+            "drawn", "drawn", f"difference and interval; the line in the middle is 0, the ends are ±{100 * scale:.2f}"
+        ),
         Column("p", "number", "two-sided sign-flip permutation test"),
         Column("p (Holm)", "number", "corrected over the methods of the block"),
         Column("effect", "number", "mean difference over the standard deviation of the differences"),
         Column("won / tied / lost", "number", "pairs in which the method scored more, the same, less"),
     )
-    note = f"Each method less {comparison.baseline}, paired by seed, in points (100 times a fraction). A single pair has no interval and no test."
+    note = (
+        f"Each method less {comparison.baseline}, paired by seed, in points (100 times a fraction). A single pair has "
+        "no interval and no test."
+    )
     title = f"Differences to {comparison.baseline}"
     return Table("differences", title, columns, tuple(lines), note, filtered=True)
 
@@ -158,7 +172,9 @@ def cost_table(comparison: Comparison) -> Table:
         Column("entries that train", "number"),
         Column("of all", "number"),
         Column("delta", "number", "the file that a run leaves: what it changed in the model"),
-        Column("time", "number", "wall time of a run; comparable only between runs on the same machine at the same load"),
+        Column(
+            "time", "number", "wall time of a run; comparable only between runs on the same machine at the same load"
+        ),
         Column("memory", "number", "highest point while training, beyond the process before the model was loaded"),
     )
     note = "Means over the runs that finished."

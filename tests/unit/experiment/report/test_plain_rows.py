@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_case import finished, write_plain_run
 
+from report_case import finished, write_plain_run
 from subnetune.core.errors import UsageError
 from subnetune.experiment.report.plain import plain_rows
 from subnetune.experiment.report.source import read_runs

@@ -7,14 +7,15 @@ import csv
 import hashlib
 import html
 import io
+import itertools
 import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, write_grid
 
+from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, write_grid
 from subnetune.experiment.report.write import write_report
 
 pytest.importorskip("matplotlib")
@@ -90,7 +91,7 @@ def test_headings_tables_and_drawings_are_named_for_those_who_do_not_see_them(pa
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert {"header", "nav", "main", "footer"} <= {tag for tag, _ in page.tags}
     assert len(page.all("table")) == len(page.all("caption")) > 8
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
 
+from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table
 from subnetune.experiment.report.glance import coverage_table, glance_table
 from subnetune.experiment.report.reproduce import reproduction
@@ -92,9 +92,12 @@ def test_what_a_search_tried_is_shown_with_what_it_took(runs: Runs) -> None:
     taken = [one for one in table.lines if one.values[-1].text == "taken"]
     assert len(table.lines) == 4 * 2 * 3
     assert len(taken) == 4 * 2
+    assert runs.grid is not None
+    settings = {row.group[:2]: runs.folder.chosen(runs.grid, row.group) for row in runs.searches}
     for one in taken:
-        chosen = runs.folder.chosen(runs.grid, next(r.group for r in runs.rows if (r.group.task, r.group.method) == (one.task, one.method)))  # type: ignore[arg-type]  # fmt: skip
-        assert one.values[3].text == f"lr {chosen['lr']:g}"  # type: ignore[index]
+        chosen = settings[one.task, one.method]
+        assert chosen is not None
+        assert one.values[3].text == f"lr {chosen['lr']:g}"
 
 
 def test_the_best_mean_of_a_column_is_marked(runs: Runs) -> None:
