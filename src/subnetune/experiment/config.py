@@ -46,6 +46,7 @@ def _pieces(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], BeforeValidator(_names)]
 Pieces = Annotated[tuple[str, ...], BeforeValidator(_pieces)]
 File = Annotated[Path, BeforeValidator(_path)]
 Value = Annotated[OptionValue, BeforeValidator(_tuple)]
@@ -153,6 +154,11 @@ class RunConfig(BaseModel):
     save_steps: int | None = option(None, "Write a checkpoint every so many steps.", "an integer of at least 1", ge=1)
     resume: bool = option(False, "Go on from the newest complete checkpoint of --output.", "true or false")
     output: File | None = option(None, "The run's directory.", "a folder")
+    track: Trackers = option(
+        (),
+        "Log to these as well, separated by commas: tensorboard, trackio, wandb, mlflow.",
+        "tensorboard, trackio, wandb or mlflow",
+    )
     delta: File | None = option(None, "A run's directory or a delta file to put on the model.", "a folder or a file")
 
     @field_validator("warmup")

@@ -46,6 +46,7 @@ from subnetune.experiment.saving import (
 from subnetune.experiment.schedules import schedule_factor
 from subnetune.experiment.session import check_config_unchanged, dropped_items, say_dropped
 from subnetune.experiment.signals import Stopped, StopSignals, stop_signal
+from subnetune.experiment.tracking import check_installed
 from subnetune.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def train(config: RunConfig) -> RunResult:
     With `resume` a finished run is returned as it is, an unfinished one goes on from its newest complete checkpoint,
     and one without a checkpoint starts over.
 
-    Raises UsageError before the model is loaded for an output that exists, other options than the run had, or hardware
-    without bfloat16; DataError and CheckpointError for files that are missing, damaged or of something else;
-    NumericError when a loss or gradient is not finite (the run is then marked as failed); Stopped, a SystemExit, after
-    SIGINT or SIGTERM, when the checkpoint is saved.
+    Raises UsageError before the model is loaded for an output that exists, other options than the run had, a tracker
+    that is not installed, or hardware without bfloat16; DataError and CheckpointError for files that are missing,
+    damaged or of something else; NumericError when a loss or gradient is not finite (the run is then marked as failed);
+    Stopped, a SystemExit, after SIGINT or SIGTERM, when the checkpoint is saved.
     """
     from accelerate import Accelerator
 
@@ -69,11 +70,15 @@ def train(config: RunConfig) -> RunResult:
     if config.delta is not None:
         raise UsageError("train starts from the base model; --delta is for evaluate and predict")
     assert config.output is not None
+    check_installed(config.track)
     set_threads(config.threads)
     accelerator = Accelerator(mixed_precision="no")  # the precision is ours: autocast around the training forward only
     autocast(accelerator.device, config.bf16)  # refuses --bf16 before a folder is made
     main = accelerator.is_main_process
-    with open_run(config.output, resume=config.resume, main=main) as run, Reporter(enabled=main) as reporter:
+    with (
+        open_run(config.output, resume=config.resume, main=main) as run,
+        Reporter(enabled=main, track=config.track) as reporter,
+    ):
         accelerator.wait_for_everyone()
         if config.resume and run.config.is_file():
             check_config_unchanged(run, config)
@@ -123,6 +128,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
             reporter.say(f"{run.path} has no complete checkpoint: starting over")
         if main:
             write_start(run, config, data.task, tokenizer)
+        reporter.tracking.start(config, run, 0)
         with journal.open(environment):
             tuning.start()
         progress = Progress(seconds=journal.seconds)
@@ -132,6 +138,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         check_engine(engine, checkpoint, path)
         progress = unpack_model(tuning, checkpoint, path)
         reporter.say(f"resuming after step {tuning.index} of {total}")
+        reporter.tracking.start(config, run, tuning.index)
         if main:
             run.cut_log(tuning.index)
     optimizer = tuning.optimizer(torch.optim.AdamW, lr=config.lr, weight_decay=config.weight_decay, **asked)
@@ -201,6 +208,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         reporter.say(f"keeping the weights of step {kept}, the best on {next(iter(eval_sets))}")
     seconds = earlier + time.monotonic() - started
     result = finish(run, config, tuning, tokenizer, progress.evaluations[kept], seconds, kept, write=main)
+    reporter.result(total, result)
     accelerator.wait_for_everyone()
     tuning.close()
     return result

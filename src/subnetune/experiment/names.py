@@ -19,6 +19,7 @@ _NOT_IN_NAMES = (
     "method",
     "save_steps",
     "dev_file",
+    "track",
 )
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it works: a progress bar on a terminal, else a plain line now and then; and its JSONL log."""
+"""What a run says while it works: a progress bar, or a plain line now and then; its JSONL log; and trackers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from subnetune.experiment.result import RunResult
+from subnetune.experiment.tracking import Tracking
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
 class Reporter:
-    """Write to stderr and to the log file on the main process; do nothing on the others. A context manager."""
+    """Write to stderr, the log file and the trackers `track` on the main process; do nothing on the others.
 
-    def __init__(self, *, enabled: bool) -> None:
+    A context manager.
+    """
+
+    def __init__(self, *, enabled: bool, track: tuple[str, ...] = ()) -> None:
         self._enabled = enabled
+        self.tracking = Tracking(track if enabled else (), self.say)
         self._console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self._bar: Progress | None = None
         self._file: IO[str] | None = None
@@ -70,6 +77,7 @@ class Reporter:
         value = float(loss)
         entry = {"step": step, "loss": value, "lr": lr, "grad_norm": float(grad_norm), "seconds": round(seconds, 3)}
         self._write(entry)
+        self.tracking.log(step, "loss", {"loss": value, "lr": lr, "grad_norm": entry["grad_norm"]})
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=f"loss {value:.4f}")
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
@@ -79,9 +87,17 @@ class Reporter:
     def evaluation(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log and print the metrics per split after optimizer step `step`."""
         self._write({"step": step, "evaluation": metrics})
+        named = {f"{split}/{name}": value for split, values in metrics.items() for name, value in values.items()}
+        self.tracking.log(step, "evaluation", named)
         for split, values in metrics.items():
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             self.say(f"step {step}/{self._total}  {split}  {shown}")
+
+    def result(self, steps: int, result: RunResult) -> None:
+        """Tell the trackers what the run of `steps` optimizer steps came to."""
+        values = {f"{split}/{name}": x for split, metrics in result.evaluation.items() for name, x in metrics.items()}
+        values |= {"trained": result.trained, "delta_bytes": result.delta_bytes, "seconds": result.seconds}
+        self.tracking.log(steps, "result", {f"final/{name}": value for name, value in values.items()})
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -98,3 +114,4 @@ class Reporter:
             self._bar.stop()
         if self._file is not None:
             self._file.close()
+        self.tracking.close()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ class RunDir:
         """The folder of what a long score has done before step 0, `step-N`; gone once there is a checkpoint."""
         return self.path / "scoring"
 
+    @property
+    def tracking(self) -> Path:
+        """The folder of what trackers write on this machine; absent without them."""
+        return self.path / "tracking"
+
     def finished(self) -> dict[str, Any] | None:
         """Return the metrics of a run that ended well (they are written last), or None."""
         if not self.metrics.is_file():
@@ -88,6 +94,7 @@ class RunDir:
         """Remove what a run without a checkpoint left, all but its configuration: starting over mixes with nothing."""
         for path in (self.metrics, self.log, self.delta, self.mask, self.environment, self.labels):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.tracking, ignore_errors=True)
 
     def cut_log(self, step: int) -> None:
         """Drop log entries after optimizer step `step`: the resumed run writes them again."""

@@ -150,7 +150,7 @@ def adopt_run_options(config: RunConfig) -> RunConfig:
 
 def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     """Raise UsageError that lists every option that differs from the run's `config.yaml` and matters for its result."""
-    free = {"resume", "output", "save_steps", "data_dir", "train_file", "dev_file"}  # the data are known by hash
+    free = {"resume", "output", "save_steps", "track", "data_dir", "train_file", "dev_file"}  # data are known by hash
     before = load_config(run.config, {}).values()
     if before["engine"] == "auto":
         free.add("engine")  # the checkpoint knows which one that was (`check_engine`)
