@@ -6,6 +6,8 @@
 #   make check       formatting, lint, types
 #   make docs        the documentation, into docs/_build/html
 #   make bench       the benchmarks: tables into docs/performance.md, figures into docs/benchmarks (hours)
+#   make results     our results in docs/results, going on where they were (hours; DATA=folder of the tasks' downloads)
+#   make results-small  one of their tables anew, and beside the committed one (half an hour)
 #   make bench-quick each of them for a few seconds, to see that they run
 
 PYTHON ?= python3
@@ -18,8 +20,12 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 # Those that write a block of docs/performance.md; bench_methods.py writes more than that.
 SUITES = $(filter-out benchmarks/bench_methods.py,$(sort $(wildcard benchmarks/bench_*.py)))
 DEVICE ?= cpu
+DATA ?= ../shared/data
+RESULTS ?= low-resource domain-transfer
+SMALL_TASK ?= mrpc
+SMALL_METHODS ?= full,child-tuning-d,bitfit
 
-.PHONY: setup demo test test-all check format docs bench bench-quick clean
+.PHONY: setup demo test test-all check format docs bench bench-quick results results-small clean
 .DEFAULT_GOAL := test
 
 setup: $(READY)
@@ -65,6 +71,17 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	@set -e; for file in $(SUITES); do echo "== $$file"; $(BIN)/python $$file --quick; done
+
+# Runs stay in runs/, big and not committed; reports and scores by cell go into docs/results.
+results: $(READY)
+	@set -e; for name in $(RESULTS); do \
+		$(BIN)/subnetune compare --config docs/results/$$name.yaml --data-dir $(DATA) --output runs/$$name --workers $(WORKERS); \
+		$(BIN)/subnetune report runs/$$name --output docs/results/$$name; done
+
+results-small: $(READY)
+	$(BIN)/subnetune compare --config docs/results/low-resource.yaml --tasks $(SMALL_TASK) --methods $(SMALL_METHODS) \
+		--data-dir $(DATA) --output runs/results-small --workers $(WORKERS)
+	$(BIN)/python benchmarks/check_results.py runs/results-small docs/results/low-resource
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
