@@ -11,6 +11,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+# Weight decay at this rate multiplies every weight by -9 a step: soon nothing is a number.
+DIVERGING = {"lr": 10.0, "weight_decay": 1.0, "clip": 0.0, "schedule": "constant", "warmup": 0, "epochs": 20}
 # Columns that say how long and where; all others are the same bytes for the same runs.
 OF_THIS_RUN = ("seconds", "memory", "path", "host")
 

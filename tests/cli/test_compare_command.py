@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from grid_case import forked, grid_values, own_files, starts, steady, write_grid_file
+from grid_case import DIVERGING, forked, grid_values, own_files, starts, steady, write_grid_file
 from subnetune.cli.main import main
 from subnetune.experiment.grid import workers
 from tiny_run import make_root
@@ -81,7 +81,7 @@ def test_a_grid_is_run_gone_on_with_and_changed(compare: Run, root: Path, tmp_pa
 
 
 def test_a_failed_cell_is_shown_and_run_again_when_asked(compare: Run, root: Path, tmp_path: Path) -> None:
-    methods = {"full": {}, "wild": {"method": "full", "lr": 10.0, "clip": 0.0, "epochs": 40}}
+    methods = {"full": {}, "wild": {"method": "full", **DIVERGING}}
     file = write_grid_file(tmp_path / "grid.yaml", grid_values(root, methods=methods, seeds=[1]))
     folder = tmp_path / "out"
     ended = compare("--config", file, "--output", folder)
@@ -123,7 +123,7 @@ def test_a_dry_run_prints_the_cells_and_writes_nothing(compare: Run, root: Path,
         (["--baseline", "bitfit"], 2, "baseline 'bitfit' is none of the methods"),
         (["--lr", "-1"], 2, "lr: got -1"),
         (["--set", "colour=red"], 2, "has an option 'colour'"),
-        (["--workers", "0"], 2, "0"),
+        (["--workers", "0"], 2, "'--workers'"),
         (["--model", "no/such/folder"], 2, "no/such/folder"),
         (["--max-length", "64"], 2, "max_length 64 is more than the 32 tokens"),
         (["--tasks", "rte", "--data-dir", "/nowhere"], 3, "/nowhere"),

@@ -47,7 +47,6 @@ def run_cell(
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         result = CellResult("failed", error={"type": type(error).__name__, "message": lines[0] if lines else ""})
-    run.path.mkdir(parents=True, exist_ok=True)
     folder.write_result(cell, result)
     if result.state == "done" and not cell.keep:
         _lighten(run)

@@ -163,6 +163,7 @@ class GridFolder:
 
     def write_result(self, cell: Cell | str, result: CellResult) -> None:
         """Write what a cell came to: from now on it is not run again."""
+        self.cell(cell).mkdir(parents=True, exist_ok=True)
         write_json(self.cell(cell) / "result.json", asdict(result))
 
     def chosen(self, grid: GridConfig, group: Group) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def test_names_are_readable_and_what_they_were() -> None:
         one(grid(train_size=300), size=300).name
         == "rte-full-n300-seed42-" + one(grid(train_size=300), size=300).digest[:10]
     )
-    assert one(grid()).digest[:10] == "GOLDEN"
+    assert one(grid()).digest[:10] == "a750e65973"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_only_the_first_seed_is_kept_or_analysed_where_the_grid_says_so() -> Non
 def test_a_label_with_odd_characters_makes_a_safe_name() -> None:
     cell = one(grid())
     odd = replace(cell, group=Group("../<b>", "a/b c", None))
-    assert odd.name.startswith("_b_-a_b_c-seed42-")
+    assert odd.name.startswith("__b_-a_b_c-seed42-")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grid_case import grid_values, own_files
+from grid_case import DIVERGING, grid_values, own_files
 from subnetune.core.errors import CheckpointError
 from subnetune.experiment.grid import child
 from subnetune.experiment.grid.cells import Cell, groups, read_cell, run_cells
@@ -59,7 +59,7 @@ def test_a_finished_cell_says_what_it_came_to(run: Callable[..., Any]) -> None:
 
 
 def test_a_loss_that_is_no_number_is_a_failed_cell(run: Callable[..., Any]) -> None:
-    folder, cell, result = run(methods={"full": {"lr": 10.0, "clip": 0.0}}, common={"epochs": 30, "max_length": 16})
+    folder, cell, result = run(methods={"full": DIVERGING})
     assert result.state == "failed"
     assert result.error["type"] == "NumericError"
     assert "in step" in result.error["message"]
