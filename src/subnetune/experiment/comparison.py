@@ -1,67 +1,195 @@
-"""What a grid says: per task and train size each method's scores, its difference to the baseline, and verdicts in words."""
+"""What a grid says: per task and train size each method's scores, differences to the baseline, verdicts in words."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any, TypeVar
 
-from subnetune.experiment.grid.rows import Row
-from subnetune.experiment.statistics import Difference, Summary
+from subnetune.core.errors import UsageError, nearest
+from subnetune.experiment.comparison_text import markdown_tables, statistics_csv, table_text
+from subnetune.experiment.comparison_types import Block, Comparison, Entry
+from subnetune.experiment.grid.rows import SETTINGS, Row
+from subnetune.experiment.result import Evaluation
+from subnetune.experiment.statistics import Difference, holm, paired, summarise
+from subnetune.experiment.verdicts import verdicts
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A method on one task (or on the mean of tasks) at one train size."""
-
-    method: str
-    summary: Summary
-    difference: Difference | None  # to the baseline; None for the baseline itself
-    expected: int  # cells that the grid has here
-    missing: int  # of them not finished yet
-    trained: int  # entries that train
-    total: int
-    delta_bytes: float | None  # means over seeds
-    seconds: float | None
-    peak_memory_bytes: float | None
-    settings: dict[str, Any] = field(default_factory=dict)  # what all its runs share, by the names of rows.SETTINGS
+__all__ = ["Block", "Comparison", "Entry", "compare_rows", "markdown_tables", "statistics_csv", "table_text"]
+_T = TypeVar("_T", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Block:
-    """One table: a task at a train size, or a transfer set, a probe, the mean of all tasks. Scores are fractions.
+class _Runs:
+    """A method in a block, before it is compared: its rows there, and what they are worth by seed."""
 
-    `kind` is "task", "transfer", "probe" or "mean"; `majority` is the score of always saying the same, where known.
-    """
-
-    kind: str
-    task: str
-    train_size: int | None
-    metric: str
-    majority: float | None
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that statistics say about a grid. `verdicts` are sentences, the most general first."""
-
-    baseline: str
-    blocks: tuple[Block, ...]
-    verdicts: tuple[str, ...]
-    cells: dict[str, int]  # how many are "done", "failed", "missing"
+    rows: Sequence[Row]
+    values: Mapping[int, float]
+    expected: int
+    failed: int
+    at_majority: int = 0
 
 
 def compare_rows(rows: Sequence[Row], baseline: str) -> Comparison:
-    """Return the comparison of every method with `baseline`, paired by seed; Holm over each block's methods."""
-    raise NotImplementedError
+    """Return the comparison of every method with `baseline`, paired by seed; Holm over each block's methods.
+
+    Per train size come the mean over tasks (where there are several), the tasks, the transfer sets, the probes; tasks
+    and methods in the order of the rows. UsageError for a baseline that is none of the methods, or a run given twice.
+    """
+    methods = _unique(row.group.method for row in rows)
+    if rows and baseline not in methods:
+        hint = nearest(baseline, methods)
+        raise UsageError(f"the baseline {baseline!r} is none of the methods {', '.join(methods)}{hint}")
+    for (group, seed), count in Counter((row.group, row.seed) for row in rows).items():
+        if count > 1:
+            raise UsageError(f"{group.task}, {group.method}: {count} runs have seed {seed}, pairing needs one of each")
+    blocks = [
+        block
+        for size in _unique(row.group.train_size for row in rows)
+        for block in _blocks([row for row in rows if row.group.train_size == size], size, baseline)
+    ]
+    states = Counter(row.state for row in rows)
+    cells = {state: states[state] for state in ("done", "failed", "missing")}
+    return Comparison(baseline, tuple(blocks), verdicts(baseline, blocks, cells), cells)
 
 
-def table_text(comparison: Comparison) -> str:
-    """Return the tables and verdicts as plain text: no times, no memory, the same bytes for the same scores."""
-    raise NotImplementedError
+def _blocks(rows: Sequence[Row], size: int | None, baseline: str) -> Iterator[Block]:
+    """Yield the blocks of one train size."""
+    tasks = {task: [row for row in rows if row.group.task == task] for task in _unique(r.group.task for r in rows)}
+    if len(tasks) > 1:
+        metrics = _unique(metric for found in tasks.values() if (metric := _metric(found)))
+        metric = "headline metrics" if len(metrics) > 1 else "".join(metrics)
+        runs = {
+            method: _mean_runs([[row for row in found if row.group.method == method] for found in tasks.values()])
+            for method in _unique(row.group.method for row in rows)
+        }
+        yield _block("mean", f"mean of {len(tasks)} tasks", size, metric, None, runs, baseline)
+    for task, found in tasks.items():
+        own = {method: _task_runs(its) for method, its in _by_method(found).items()}
+        yield _block("task", task, size, _metric(found), _majority(found), own, baseline)
+    for kind in ("transfer", "probe"):
+        for task, found in tasks.items():
+            for name, metric in _sets(found, kind).items():
+                other = {method: _other_runs(its, kind, name, metric) for method, its in _by_method(found).items()}
+                yield _block(kind, f"{name} (trained on {task})", size, metric, None, other, baseline)
 
 
-def statistics_csv(comparison: Comparison) -> str:
-    """Return `statistics.csv`: a row per block and method."""
-    raise NotImplementedError
+def _block(
+    kind: str,
+    task: str,
+    size: int | None,
+    metric: str,
+    majority: float | None,
+    runs: Mapping[str, _Runs],
+    baseline: str,
+) -> Block:
+    reference = runs[baseline].values if baseline in runs else {}
+    others = [method for method in runs if method != baseline]
+    corrected = holm([paired(runs[method].values, reference) for method in others])
+    differences: dict[str, Difference] = dict(zip(others, corrected, strict=True))
+    entries = tuple(_entry(method, found, differences.get(method)) for method, found in runs.items())
+    return Block(kind, task, size, metric, majority, entries)
+
+
+def _entry(method: str, runs: _Runs, difference: Difference | None) -> Entry:
+    done = [row.result for row in runs.rows if row.result is not None and row.state == "done"]
+    return Entry(
+        method=method,
+        summary=summarise(list(runs.values.values()), failed=runs.failed, at_majority=runs.at_majority),
+        difference=difference,
+        expected=runs.expected,
+        missing=runs.expected - len(runs.values) - runs.failed,
+        trained=max((result.trained for result in done), default=0),
+        total=max((result.total for result in done), default=0),
+        delta_bytes=_mean(result.delta_bytes for result in done),
+        seconds=_mean(result.seconds for result in done),
+        peak_memory_bytes=_mean(result.peak_memory_bytes for result in done),
+        settings=_shared_settings(runs.rows),
+    )
+
+
+# -- what the runs of a method are worth ------------------------------------------------------------------------------
+
+
+def _task_runs(rows: Sequence[Row]) -> _Runs:
+    values = {row.seed: row.value for row in rows if row.value is not None}
+    at_majority = sum(row.result is not None and row.state == "done" and row.result.at_majority for row in rows)
+    return _Runs(rows, values, len(rows), _failed(rows), at_majority)
+
+
+def _other_runs(rows: Sequence[Row], kind: str, name: str, metric: str) -> _Runs:
+    """Return the runs by their score elsewhere: on a transfer set, or of a probe."""
+    found = {row.seed: _elsewhere(row, kind).get(name, {}).get(metric) for row in rows}
+    values = {seed: value for seed, value in found.items() if value is not None}
+    return _Runs(rows, values, len(rows), _failed(rows))
+
+
+def _mean_runs(tasks: Sequence[Sequence[Row]]) -> _Runs:
+    """Return a method's mean over tasks; each of `tasks` has its rows on one. A seed counts where all tasks have it."""
+    by_seed = [{row.seed: row for row in rows} for rows in tasks]
+    seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
+    of_seed = {seed: [found[seed] for found in by_seed] for seed in seeds}
+    scores = {seed: [row.value for row in rows if row.value is not None] for seed, rows in of_seed.items()}
+    values = {seed: mean(found) for seed, found in scores.items() if len(found) == len(tasks)}
+    failed = sum(_failed(rows) > 0 for rows in of_seed.values())
+    return _Runs([row for rows in of_seed.values() for row in rows], values, len(seeds), failed)
+
+
+def _failed(rows: Iterable[Row]) -> int:
+    return sum(row.state == "failed" for row in rows)
+
+
+def _elsewhere(row: Row, kind: str) -> Evaluation:
+    """Return the scores of a run on transfer sets, or of its probes; none of one that is not done."""
+    if row.result is None or row.state != "done":
+        return {}
+    return row.result.transfer if kind == "transfer" else row.result.probes
+
+
+def _sets(rows: Sequence[Row], kind: str) -> dict[str, str]:
+    """Return the sets that any run was evaluated on, with the first metric of each."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for name, metrics in _elsewhere(row, kind).items():
+            if metrics:
+                found.setdefault(name, next(iter(metrics)))
+    return found
+
+
+# -- what rows share --------------------------------------------------------------------------------------------------
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {name: [r for r in rows if r.group.method == name] for name in _unique(row.group.method for row in rows)}
+
+
+def _metric(rows: Sequence[Row]) -> str:
+    return next((row.result.metric for row in rows if row.result is not None and row.state == "done"), "")
+
+
+def _majority(rows: Sequence[Row]) -> float | None:
+    """Return the score of always saying the same, if the runs agree on it: they have the same training examples."""
+    done = [row.result for row in rows if row.result is not None and row.state == "done"]
+    levels = _unique(next(iter(result.majority.values()), {}).get(result.metric) for result in done)
+    return levels[0] if len(levels) == 1 else None
+
+
+def _shared_settings(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the settings that all finished runs (before there are any: all planned ones) have in common."""
+    done = [row for row in rows if row.state == "done"]
+    shared: dict[str, Any] = {}
+    for name in SETTINGS:
+        found = [(row.result.settings if row.result else {}).get(name, row.setting.get(name)) for row in done or rows]
+        if found and found[0] is not None and all(value == found[0] for value in found):
+            shared[name] = found[0]
+    return shared
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(mean(found)) if found else None
+
+
+def _unique(values: Iterable[_T]) -> list[_T]:
+    return list(dict.fromkeys(values))
