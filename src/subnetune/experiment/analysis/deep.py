@@ -21,7 +21,7 @@ from subnetune.experiment.rundir import RunDir, write_json
 from subnetune.experiment.session import load_data, load_tokenizer, pick_device
 from subnetune.tasks.types import Split, Task
 
-CKA_EXAMPLES, CKA_TOKENS = 256, 4096  # at most, for each of the two models
+CKA_EXAMPLES, CKA_TOKENS = 256, 3072  # at most, for each of the two models
 SURFACE_EXAMPLES, LEAST_EXAMPLES = 128, 8
 LINE_TOKENS = 20480  # at most, over all points of the two lines
 PLANE_TOKENS = 8192  # over all points of the plane that are not on them
