@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class MaskFile:
 
         self.path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            self._file = cast(Any, safe_open(path, framework="pt"))
             header = strict_json((self._file.metadata() or {})[KEY])
             if (header["format"], header["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"format {header['format']!r}, version {header['version']!r}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from subnetune.core.errors import CheckpointError
 from subnetune.delta import Delta, load, load_base
 from subnetune.experiment.analysis import analyse_run, read_analysis
 from subnetune.experiment.analysis.directions import Landscape, filter_normalised
@@ -176,3 +177,23 @@ def test_other_runs_are_analysed_too(root: Path, case: str) -> None:
         assert len(set(directions["base to tuned"]["loss"])) > 5
         assert found["surface"]["plane"] is not None
         assert directions["base to tuned"]["metric_name"] == {"lora": "accuracy"}.get(case, "pearson_spearman")
+
+
+def test_adapters_that_cannot_be_merged_leave_nulls_that_say_why(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+
+    def refuse(model: torch.nn.Module) -> None:
+        raise CheckpointError("this kind cannot be merged")
+
+    monkeypatch.setattr("subnetune.experiment.analysis.solution.merged_adapters", refuse)
+    folder = RunDir(root / "unmerged")
+    run(**options(root, output=str(folder.path), max_steps=1, keep=None, method="lora"))
+    analyse_run(folder, load_config(folder.config, {}), deep=True)
+    found = read_analysis(folder.path)
+    rows = {row["name"]: row for row in found["geometry"]["layers"]}
+    assert found["geometry"]["why"]["distance"] == "this kind cannot be merged"
+    assert rows["layer 0"]["distance"] is rows["layer 0"]["largest"] is found["geometry"]["total"]["distance"] is None
+    assert rows["embeddings"]["distance"] == 0.0
+    assert found["surface"]["directions"] == []
+    assert found["surface"]["why"]["all"] == "this kind cannot be merged"
+    assert len(found["cka"]["layers"]) == 3
