@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import multiprocessing
@@ -10,6 +11,8 @@ from collections import Counter
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
+
+from subnetune.experiment.grid.process import PRELOAD
 
 # Weight decay at this rate multiplies every weight by -9 a step: soon nothing is a number.
 DIVERGING = {"lr": 10.0, "weight_decay": 1.0, "clip": 0.0, "schedule": "constant", "warmup": 0, "epochs": 20}
@@ -47,7 +50,9 @@ def write_grid_file(file: Path, values: dict[str, Any]) -> Path:
 
 
 def forked() -> BaseContext:
-    """Return the context that forks this process, in which everything is imported already."""
+    """Return the context that forks this process, and import here what each of its processes would."""
+    for name in PRELOAD:
+        importlib.import_module(name)
     return multiprocessing.get_context("fork")
 
 

@@ -31,9 +31,12 @@ PRELOAD = [
     "subnetune.experiment.grid.child",
     "subnetune.experiment.grid.process",
     "subnetune.experiment.loop",
+    "subnetune.experiment.recipes",
+    "subnetune.engine.kernels.cpu",
     "accelerate",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",  # and all that any model needs
     "sklearn.metrics",
     "scipy.stats",
 ]
