@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import torch
 
-from subnetune.experiment.rundir import write_json
 from subnetune.select.maskfile import write_mask
 
 LAYERS = ("embeddings", *(f"layer {number}" for number in range(6)), "head")
 ROLES = {"linear": 10_646_784, "bias": 13_824, "norm": 9_984, "embeddings": 11_917_056, "head": 770}
 ALONG = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)
 ACROSS = (-1.0, -0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def write_fast(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON without waiting for the disk, as the library does."""
+    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def write_analysis(path: Path, draw: random.Random, *, keep: float | None, deep: bool) -> None:
@@ -31,10 +36,10 @@ def write_analysis(path: Path, draw: random.Random, *, keep: float | None, deep:
     layers = [_row(name, 1_800_000, keep, draw) for name in LAYERS]
     roles = [_row(name, entries, keep, draw) for name, entries in ROLES.items()]
     total = _row("total", sum(ROLES.values()), keep, draw)
-    write_json(folder / "geometry.json", {"layers": layers, "roles": roles, "total": total, "why": {}})
+    write_fast(folder / "geometry.json", {"layers": layers, "roles": roles, "total": total, "why": {}})
     if deep:
-        write_json(folder / "cka.json", _representations(draw))
-        write_json(folder / "surface.json", _surface(draw))
+        write_fast(folder / "cka.json", _representations(draw))
+        write_fast(folder / "surface.json", _surface(draw))
 
 
 def _row(name: str, entries: int, keep: float | None, draw: random.Random) -> dict[str, Any]:

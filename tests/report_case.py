@@ -9,15 +9,15 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from report_analysis_case import write_analysis
+from report_analysis_case import write_analysis, write_fast
 from subnetune.experiment.grid.cells import Cell, describe_cell, groups, run_cells, search_cells
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
-from subnetune.experiment.rundir import write_json
 
 EVIL_TASK = "<script>alert(1)</script>"
 EVIL_METHOD = "</style><img src=x onerror=alert(2)>|`*"
@@ -48,8 +48,11 @@ MISSING = {("stsb", "full", 78), ("stsb", "bitfit", 63), ("stsb", "bitfit", 78)}
 SINGLE = (EVIL_TASK, EVIL_METHOD)
 
 
-def write_grid(path: Path, *, finished: bool = False, values: Mapping[str, Any] = VALUES) -> GridFolder:
-    """Write the folder and return it. `finished` leaves no cell out and lets none fail."""
+def write_grid(
+    path: Path, *, finished: bool = False, plotted: Sequence[str] = (), values: Mapping[str, Any] = VALUES
+) -> GridFolder:
+    """Write the folder and return it. `finished` leaves no cell out and lets none fail; runs of `plotted`
+    tasks have a log, masks and an analysis: plots take time."""
     grid = GridConfig.from_values(values)
     folder = GridFolder(path)
     folder.write_grid(grid)
@@ -66,18 +69,18 @@ def write_grid(path: Path, *, finished: bool = False, values: Mapping[str, Any] 
                 _write(folder, cell, CellResult("failed", error={"type": "NumericError", "message": EVIL_ERROR}))
             else:
                 _write(folder, cell, _result(cell))
+                if group.task in plotted:
+                    write_log(folder.run(cell).log, cell)
+                    keep = 0.3 if "child" in group.method else None
+                    write_analysis(folder.cell(cell), _draw(cell), keep=keep, deep=cell.analyse)
     return folder
 
 
 def _write(folder: GridFolder, cell: Cell, result: CellResult) -> None:
     run = folder.run(cell)
     run.path.mkdir(parents=True)
-    write_json(run.path / "cell.json", describe_cell(cell))
-    if result.state == "done" and cell.stage == "run":
-        run.log.write_text("".join(json.dumps(entry) + "\n" for entry in _log(cell, result)), encoding="utf-8")
-        keep = 0.3 if "child" in cell.group.method else None
-        write_analysis(run.path, _draw(cell), keep=keep, deep=cell.analyse)
-    folder.write_result(cell, result)
+    write_fast(run.path / "cell.json", describe_cell(cell))
+    write_fast(run.path / "result.json", asdict(result))
 
 
 def _draw(cell: Cell) -> random.Random:
@@ -144,15 +147,15 @@ def _result(cell: Cell) -> CellResult:
     )
 
 
-def _log(cell: Cell, result: CellResult) -> list[dict[str, Any]]:
+def write_log(path: Path, cell: Cell) -> None:
+    """Write the log of a run: a loss that falls, step by step."""
     draw, steps = _draw(cell), 76
-    lr = float(result.settings["lr"])
-    entries: list[dict[str, Any]] = []
+    entries = []
     for step in range(1, steps + 1):
-        rate = lr * min(step / 8, (steps - step) / (steps - 8))
+        rate = 1e-4 * min(step / 8, (steps - step) / (steps - 8))
         loss = 0.69 * math.exp(-step / 60) + draw.gauss(0, 0.03)
         entries.append({"step": step, "loss": loss, "lr": rate, "grad_norm": 1 + draw.random(), "seconds": step / 2})
-    return [*entries, {"step": steps, "evaluation": result.evaluation}]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
 def write_plain_run(path: Path, config: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> None:
@@ -163,7 +166,7 @@ def write_plain_run(path: Path, config: Mapping[str, Any], metrics: Mapping[str,
     (path / "config.yaml").write_text(RunConfig.from_values(config).to_yaml(), encoding="utf-8")
     (path / "log.jsonl").write_text('{"step": 1, "loss": 0.7, "lr": 0.001, "grad_norm": 1.0, "seconds": 0.5}\n')
     if metrics is not None:
-        write_json(path / "metrics.json", metrics)
+        write_fast(path / "metrics.json", metrics)
 
 
 def finished(value: float, metric: str = "accuracy", **more: Any) -> dict[str, Any]:

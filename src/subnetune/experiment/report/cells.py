@@ -8,7 +8,7 @@ from typing import Any
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.numbers import NONE, duration, plural, score, size, train_size
 from subnetune.experiment.report.source import Runs
-from subnetune.experiment.report.table import Column, Line, Table, Value, drop_empty, number, words
+from subnetune.experiment.report.table import Column, Line, Table, Value, drop_empty, number, say_once, words
 
 
 def _line(row: Row, *values: Value) -> Line:
@@ -61,11 +61,12 @@ def runs_table(rows: Sequence[Row]) -> Table:
     )
     done = sum(row.state == "done" for row in rows)
     note = f"n = {done} of {plural(len(rows), 'run')} with a score. Failed and missing runs are rows too."
-    return drop_empty(Table("runs", "Every run", columns, tuple(lines), note, filtered=True), "score")
+    table = Table("runs", "Every run", columns, tuple(lines), note, filtered=True)
+    return say_once(drop_empty(table, "score"), "train size", "metric")
 
 
 def _learned_nothing(at_majority: bool) -> tuple[str, ...]:
-    return ("no better than always the same",) if at_majority else ()
+    return ("learned nothing",) if at_majority else ()
 
 
 def failed_table(rows: Sequence[Row]) -> Table:
@@ -115,7 +116,7 @@ def search_table(runs: Runs) -> Table:
         Column("outcome"),
     )
     note = "Chosen on a part of the training data that was held out; the dev set was not looked at."
-    return Table("search", "What the search tried", columns, tuple(lines), note)
+    return say_once(Table("search", "What the search tried", columns, tuple(lines), note), "train size", "metric")
 
 
 def setting_text(setting: Any) -> str:

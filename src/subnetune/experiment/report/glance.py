@@ -26,17 +26,20 @@ def glance_table(comparison: Comparison) -> Table:
     if any(block.majority is not None for block in blocks):
         levels = (Value(score(block.majority), block.majority, tone="quiet") for block in blocks)
         lines.append(Line((words("always the same answer", "quiet"), *levels)))
-    columns = (Column("method"), *(Column(_heading(block), "number") for block in blocks))
+    sizes = list(dict.fromkeys(block.train_size for block in blocks))
+    columns = (Column("method"), *(Column(_heading(block, len(sizes) > 1), "number") for block in blocks))
     note = (
         f"Mean over seeds ± standard deviation, and n. The best mean of a column is marked; {comparison.baseline} is "
         "what others are compared with."
     )
+    if len(sizes) == 1 and sizes[0] is not None:
+        note = f"{note} {sizes[0]:,} training examples."
     return Table("glance", "Means at a glance", columns, tuple(lines), note)
 
 
-def _heading(block: Block) -> str:
-    several = "" if block.train_size is None else f", {block.train_size} examples"
-    return f"{block.task}{several} ({block.metric})" if block.metric else f"{block.task}{several}"
+def _heading(block: Block, sizes: bool) -> str:
+    size = f", {train_size(block.train_size)} examples" if sizes else ""
+    return f"{block.task}{size} ({block.metric})" if block.metric and block.kind == "task" else f"{block.task}{size}"
 
 
 def _cell(block: Block, method: str) -> Value:
@@ -68,7 +71,7 @@ def coverage_table(rows: Sequence[Row]) -> Table:
         for method in methods:
             cells = [r for r in rows if (r.group.task, r.group.train_size, r.group.method) == (task, length, method)]
             values.append(_states(cells))
-        name = task if length is None else f"{task}, {train_size(length)} examples"
+        name = f"{task}, {train_size(length)} examples" if len({size for _, size in groups}) > 1 else task
         lines.append(Line((words(name), *values)))
     columns = (Column("task"), *(Column(method) for method in methods))
     note = f"A mark per seed: {MARKS['done']} done, {MARKS['failed']} failed, {MARKS['missing']} missing."
@@ -80,5 +83,5 @@ def _states(cells: Sequence[Row]) -> Value:
         return Value(NONE, None)
     found = {state: sum(row.state == state for row in cells) for state in MARKS}
     said = [f"{found['done']} of {len(cells)} done", *(f"{found[s]} {s}" for s in ("failed", "missing") if found[s])]
-    tone = "failed" if found["failed"] else "missing" if found["missing"] else "done"
-    return Value(" ".join(MARKS[row.state] for row in cells), found["done"], (", ".join(said),), tone)
+    states = tuple(row.state for row in cells)
+    return Value(" ".join(MARKS[state] for state in states), found["done"], (", ".join(said),), states=states)

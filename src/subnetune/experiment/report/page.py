@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
@@ -17,6 +18,8 @@ from subnetune.experiment.report.tables import budget_table, cost_table, differe
 if TYPE_CHECKING:
     from subnetune.experiment.report.figures.figure import Figure
 
+_SENTENCES = re.compile(r"(?<=[.;]) (?=[A-Z])")
+
 
 @dataclass(frozen=True)
 class Plots:
@@ -26,6 +29,7 @@ class Plots:
     title: str
     text: str
     figures: tuple[Figure, ...]
+    shown: int = 8  # so many at once; the others are folded away
 
 
 @dataclass(frozen=True)
@@ -127,14 +131,13 @@ def _plots(runs: Runs) -> tuple[Plots, ...]:
         Plots(
             "distributions",
             "Scores by seed",
-            "Each mark is one run. Methods whose marks overlap are not told apart by a mean.",
+            "Methods whose marks overlap are not told apart by their means.",
             tuple(figures.distributions(runs.comparison, runs.rows)),
         ),
         Plots(
             "pareto",
             "Cost against quality",
-            "Up and to the left is better: more score for less. The marked front holds the methods that no other beats "
-            "in both.",
+            "More score for less is up and to the left.",
             tuple(figures.pareto(runs.comparison, runs.rows)),
         ),
         Plots(
@@ -150,4 +153,13 @@ def _plots(runs: Runs) -> tuple[Plots, ...]:
             tuple(figures.analysis(runs.folder, runs.rows, overlaps(runs.folder, runs.rows))),
         ),
     )
-    return tuple(plots for plots in found if plots.figures)
+    return tuple(_say_once(plots) for plots in found if plots.figures)
+
+
+def _say_once(plots: Plots) -> Plots:
+    """Return the section with the sentences that all captions share said in its text, and not below each figure."""
+    parts = [_SENTENCES.split(figure.caption) for figure in plots.figures]
+    shared = [one for one in parts[0] if len(parts) > 1 and all(one in others for others in parts)]
+    captions = [" ".join(one for one in caption if one not in shared) for caption in parts]
+    figures = tuple(f._replace(caption=caption) for f, caption in zip(plots.figures, captions, strict=True))
+    return replace(plots, text=" ".join([plots.text, *shared]), figures=figures)

@@ -21,7 +21,8 @@ class Value:
     """What stands in one place of a table.
 
     `sort` is what the column is sorted by (None: after all others); `notes` are small lines below the text; `tone` is
-    one of "", "best", "done", "failed", "missing", "quiet"; `forest` is drawn in place of the text.
+    one of "", "best", "done", "failed", "missing", "quiet"; `forest` is drawn in place of the text; `states`
+    are the tones of the text's words, where each has its own.
     """
 
     text: str = NONE
@@ -29,6 +30,7 @@ class Value:
     notes: tuple[str, ...] = ()
     tone: str = ""
     forest: Forest | None = None
+    states: tuple[str, ...] = ()
 
 
 class Column(NamedTuple):
@@ -83,14 +85,32 @@ def number(text: str, value: float | None, tone: str = "", *notes: str) -> Value
 
 def drop_empty(table: Table, *keep: str) -> Table:
     """Return the table without columns that hold nothing in any row, but for those named in `keep`."""
-    used = [
-        index
-        for index, column in enumerate(table.columns)
-        if column.name in keep
-        or any(line.values[index].sort is not None or line.values[index].forest for line in table.lines)
-    ]
-    columns = tuple(table.columns[index] for index in used)
-    lines = tuple(
-        Line(tuple(line.values[index] for index in used), line.task, line.method, line.size) for line in table.lines
+    return _with_columns(
+        table,
+        [
+            index
+            for index, column in enumerate(table.columns)
+            if column.name in keep
+            or any(line.values[index].sort is not None or line.values[index].forest for line in table.lines)
+        ],
+        table.note,
     )
-    return Table(table.key, table.title, columns, lines, table.note, table.sortable, table.filtered)
+
+
+def say_once(table: Table, *names: str) -> Table:
+    """Return the table with those of the named columns that say the same in all rows moved into its note."""
+    same = {
+        index: f"{column.name[:1].upper()}{column.name[1:]}: {table.lines[0].values[index].text}."
+        for index, column in enumerate(table.columns)
+        if column.name in names and table.lines and len({line.values[index].text for line in table.lines}) == 1
+    }
+    kept = [index for index in range(len(table.columns)) if index not in same]
+    return _with_columns(table, kept, " ".join(filter(None, (table.note, *same.values()))))
+
+
+def _with_columns(table: Table, kept: list[int], note: str) -> Table:
+    columns = tuple(table.columns[index] for index in kept)
+    lines = tuple(
+        Line(tuple(line.values[index] for index in kept), line.task, line.method, line.size) for line in table.lines
+    )
+    return Table(table.key, table.title, columns, lines, note, table.sortable, table.filtered)

@@ -19,10 +19,11 @@ from subnetune.experiment.report.numbers import (
     size,
     train_size,
 )
-from subnetune.experiment.report.table import Column, Forest, Line, Table, Value, drop_empty, number, words
+from subnetune.experiment.report.table import Column, Forest, Line, Table, Value, drop_empty, number, say_once, words
 
-KINDS = {"task": "its own split", "transfer": "transfer", "probe": "linear probe", "mean": "mean of tasks"}
+KINDS = {"task": "own split", "transfer": "transfer", "probe": "linear probe", "mean": "mean of tasks"}
 _GROUP = (Column("method"), Column("task"), Column("train size", "number"))
+_ONCE = ("train size", "on", "metric")  # said in the note where they are the same in all rows
 _N = Column("n", "number", "seeds with a score; every figure of the row is over these")
 
 
@@ -84,9 +85,8 @@ def scores_table(comparison: Comparison) -> Table:
         Column("majority", "number", "the score of always predicting the most frequent class, or the mean"),
     )
     note = "Scores are fractions; 1 is best. A single seed has no standard deviation."
-    return drop_empty(
-        Table("scores", "Scores over seeds", columns, tuple(lines), note, filtered=True), "n", "mean", "std"
-    )
+    table = Table("scores", "Scores over seeds", columns, tuple(lines), note, filtered=True)
+    return say_once(drop_empty(table, "n", "mean", "std"), *_ONCE)
 
 
 def differences_table(comparison: Comparison) -> Table:
@@ -130,7 +130,7 @@ def differences_table(comparison: Comparison) -> Table:
         "no interval and no test."
     )
     title = f"Differences to {comparison.baseline}"
-    return Table("differences", title, columns, tuple(lines), note, filtered=True)
+    return say_once(Table("differences", title, columns, tuple(lines), note, filtered=True), *_ONCE)
 
 
 def _forest(mean: float | None, low: float | None, high: float | None, scale: float) -> Value:
@@ -178,7 +178,7 @@ def cost_table(comparison: Comparison) -> Table:
         Column("memory", "number", "highest point while training, beyond the process before the model was loaded"),
     )
     note = "Means over the runs that finished."
-    return Table("cost", "What it cost", columns, tuple(lines), note, filtered=True)
+    return say_once(Table("cost", "What it cost", columns, tuple(lines), note, filtered=True), *_ONCE)
 
 
 def budget_table(comparison: Comparison) -> Table:
@@ -201,7 +201,7 @@ def budget_table(comparison: Comparison) -> Table:
     note = f"The same in every finished run: {said}." if said else ""
     if names:
         note = f"{note} A dash: not known yet, or not the same in all runs of the row.".strip()
-    return Table("budget", "Budget and settings", columns, tuple(lines), note, filtered=True)
+    return say_once(Table("budget", "Budget and settings", columns, tuple(lines), note, filtered=True), *_ONCE)
 
 
 def _setting(value: object) -> str:

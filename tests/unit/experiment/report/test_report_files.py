@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, write_grid
+from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, VALUES, write_grid
 from subnetune.experiment.report.write import write_report
 
 pytest.importorskip("matplotlib")
@@ -138,8 +138,11 @@ def test_every_table_of_the_markdown_page_is_whole(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_runs_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    again = write_grid(tmp_path / "other-name").path
-    write_report(again, tmp_path / "elsewhere")
-    for name in NAMES:
-        assert (tmp_path / "elsewhere" / name).read_bytes() == (folder / name).read_bytes()
+def test_the_same_runs_give_the_same_bytes_with_every_plot(tmp_path: Path) -> None:
+    grids = [write_grid(tmp_path / name, plotted=VALUES["tasks"]).path for name in ("one", "other")]
+    first, again = [write_report(grid, tmp_path / "reports" / grid.name) for grid in grids]
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in again]
+    text = first[0].read_text(encoding="utf-8")
+    assert all(f'<section id="{key}"' in text for key in ("distributions", "pareto", "curves", "analysis"))
+    drawings = Page(text).all("svg")
+    assert sum(drawing.get("role") == "img" for drawing in drawings) > 30

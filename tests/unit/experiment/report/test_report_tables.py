@@ -27,6 +27,10 @@ def column(table: Table, name: str) -> list[Value]:
 
 def line(table: Table, task: str, method: str) -> dict[str, Value]:
     (found,) = [one for one in table.lines if (one.task, one.method) == (task, method)]
+    return cells(table, found)
+
+
+def cells(table: Table, found: Line) -> dict[str, Value]:
     return dict(zip((column.name for column in table.columns), found.values, strict=True))
 
 
@@ -97,7 +101,7 @@ def test_what_a_search_tried_is_shown_with_what_it_took(runs: Runs) -> None:
     for one in taken:
         chosen = settings[one.task, one.method]
         assert chosen is not None
-        assert one.values[3].text == f"lr {chosen['lr']:g}"
+        assert cells(table, one)["setting"].text == f"lr {chosen['lr']:g}"
 
 
 def test_the_best_mean_of_a_column_is_marked(runs: Runs) -> None:
@@ -147,5 +151,5 @@ def test_a_grid_that_has_not_begun_has_its_rows(tmp_path: Path) -> None:
     folder = GridFolder(tmp_path / "grid")
     folder.write_grid(GridConfig.from_values({"tasks": "rte", "methods": "full,bitfit", "seeds": 2}))
     found = read_runs(folder.path)
-    assert [one.values[4].text for one in runs_table(found.rows).lines] == ["missing"] * 4
+    assert [value.text for value in column(runs_table(found.rows), "state")] == ["missing"] * 4
     assert reproduction(found, {}).commands[0][1].startswith("subnetune compare")

@@ -92,6 +92,18 @@
   bar.hidden = false;
   filter();
 
+  // A drawing that is wider than its place is scrolled by keyboard too.
+  const reach = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const wide = target.scrollWidth > target.clientWidth;
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"]]) {
+        if (wide) target.setAttribute(name, value);
+        else target.removeAttribute(name);
+      }
+    }
+  });
+  for (const drawing of document.querySelectorAll(".drawing")) reach.observe(drawing);
+
   // Paper has no way to open what is closed.
   let opened = [];
   window.addEventListener("beforeprint", () => {
