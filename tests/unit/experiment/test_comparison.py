@@ -114,6 +114,12 @@ def test_a_seed_that_a_task_still_lacks_is_missing_from_the_mean() -> None:
     assert (entry.summary.n, entry.missing, entry.expected) == (1, 1, 2)
 
 
+def test_a_seed_that_failed_on_every_task_failed_once_in_the_mean() -> None:
+    rows = made_rows("rte", {"full": [FAILED, 0.6]}) + made_rows("mrpc", {"full": [FAILED, None]})
+    entry = entry_of(block_of(rows, "mean"), "full")
+    assert (entry.summary.n, entry.summary.failed, entry.missing, entry.expected) == (0, 1, 1, 2)
+
+
 def test_one_task_has_no_mean_over_tasks() -> None:
     rows = made_rows("rte", {"full": [0.5, 0.6]}) + made_rows("rte", {"full": [0.5]}, size=None)
     found = [(block.kind, block.task, block.train_size) for block in compare_rows(rows, "full").blocks]
