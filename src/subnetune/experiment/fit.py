@@ -89,4 +89,5 @@ class Fit:
             return values
         if not np.isfinite(values).all():
             raise NumericError(f"{self.task.name}: {int((~np.isfinite(values)).sum())} logits are not finite numbers")
-        return np.asarray(self.reading, dtype=np.int64)[values.argmax(axis=1)]
+        ids: NDArray[Any] = np.asarray(self.reading, dtype=np.int64)[values.argmax(axis=1)]
+        return ids
