@@ -37,6 +37,7 @@
       if (a === null || b === null) return (a === null) - (b === null);
       return sign * (numeric ? a - b : collator.compare(a, b));
     });
+    table.classList.add("sorted");
     table.tBodies[0].append(...keyed.map(([, row]) => row));
     for (const other of heads) other.setAttribute("aria-sort", other === head ? direction : "none");
     live.textContent = `${table.caption.textContent}: sorted by ${head.textContent}, ${direction}`;
@@ -96,7 +97,8 @@
   const reach = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       const wide = target.scrollWidth > target.clientWidth;
-      for (const [name, value] of [["tabindex", "0"], ["role", "region"]]) {
+      const title = target.closest("figure").querySelector("h3").textContent;
+      for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", `Plot: ${title}`]]) {
         if (wide) target.setAttribute(name, value);
         else target.removeAttribute(name);
       }
