@@ -56,6 +56,7 @@ def test_a_split_without_labels_has_no_level() -> None:
     assert majority_scores(TaskData(task, Split(["x"], None, [1], name="train"), {"test": test})) == {}
 
 
+@pytest.mark.filterwarnings("ignore::subnetune.tasks.DataWarning")  # CoLA's own, tested elsewhere
 @pytest.mark.parametrize(
     ("task", "metric", "wanted"),
     [
