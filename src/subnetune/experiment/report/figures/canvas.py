@@ -28,6 +28,7 @@ _LOOK: dict[str, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 7.0,
+    "axes.titley": 1.0,  # looking for a free height costs a third of the time
     "axes.labelsize": TEXT,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,

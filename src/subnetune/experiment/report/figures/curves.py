@@ -102,19 +102,30 @@ def _scores(
         return []
     steps = max(max(points) for found in runs.values() for _, points in found)
     table: list[tuple[str, ...]] = [("method", "seed", f"{key} by step")]
+    most = max(5, min(_POINTS, _ALL_POINTS // sum(len(found) for found in runs.values())))
+    few = sum(min(len(points), most) for found in runs.values() for _, points in found) <= _ALL_POINTS // 4
     with settings():
         drawing, panels = _panels(list(runs))
         for axes, (method, found) in zip(panels, runs.items(), strict=False):
+            dots: list[tuple[int, float]] = []
             for run, points in found:
+                kept = _some(points, most)
                 axes.plot(
-                    list(points), list(points.values()), color=colour_of(numbers[method]), linewidth=1.0, alpha=0.75,
-                    marker="o", markersize=3.5, linestyle=(0, (2, 2)) if run.failed else "-",
+                    list(kept), list(kept.values()), color=colour_of(numbers[method]), linewidth=0.9, clip_on=False,
+                    linestyle=(0, (2, 2)) if run.failed else "-",
                 )  # fmt: skip
+                dots += kept.items() if few else ()
                 said = ", ".join(f"{step}: {score(value)}" for step, value in _some(points).items())
                 table.append((method, str(run.seed), said))
+            axes.plot(
+                [step for step, _ in dots], [value for _, value in dots], color=colour_of(numbers[method]),
+                linestyle="none", marker="o", markersize=3.5, clip_on=False,
+            )  # fmt: skip
         panels[0].set_xlim(0, steps * 1.02)
         _say_axes(drawing, panels, key)
-        caption = "Each line is one run, each dot an evaluation on the way. The comparison is made with the last one."
+        caption = (
+            f"Each line is one run{', each dot an evaluation' if few else ''}; the last score is the one compared."
+        )
         return [
             finish(drawing, name=("evaluation", *name), title=f"{where}: {key} while training", caption=caption,
                    table=table)
@@ -126,7 +137,7 @@ def _panels(methods: Sequence[str]) -> tuple[Drawing, list[Axes]]:
     rows = -(-len(methods) // columns)
     high = 170 if columns < 3 else 118
     drawing, panels = sheet(
-        70 + rows * high + (rows - 1) * 34, rows=rows, columns=columns, left=50, right=18, top=26, bottom=44,
+        70 + rows * high + (rows - 1) * 34, rows=rows, columns=columns, left=64, right=18, top=26, bottom=44,
         gap=(22, 34), share=True,
     )  # fmt: skip
     for axes, method in zip(panels, methods, strict=False):
@@ -173,7 +184,7 @@ def _loss_caption(runs: Mapping[str, Sequence[_Run]], typical: Mapping[str, Arra
         if ends[high] > ends[low]:
             said[0] += f", {high} with the highest, {plain(ends[high], 3)}"
     parts = f"means of about {round(width)} steps" if width >= 1.5 else "step by step"
-    said.append(f"Thin lines are single seeds ({parts}), the thick one is their median, smoothed")
+    said.append(f"Thin lines are single seeds ({parts}), the thick one is their median over seeds, smoothed")
     failed = [method for method, found in runs.items() if any(run.failed for run in found)]
     if failed:
         said.append(f"Dashed lines are runs that failed ({listed(failed)}); the median is without them")

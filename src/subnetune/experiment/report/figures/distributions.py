@@ -10,8 +10,8 @@ from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.figures.canvas import SMALL, WIDTH, settings, sheet, short, width_of, write
 from subnetune.experiment.report.figures.figure import Figure, finish
 from subnetune.experiment.report.figures.palette import INK, MUTED, colour_of, marker_of
-from subnetune.experiment.report.figures.runs import Point, numbers_of, scores_of
-from subnetune.experiment.report.numbers import plural, score
+from subnetune.experiment.report.figures.runs import Point, listed, numbers_of, scores_of
+from subnetune.experiment.report.numbers import score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _DOT = 6.0  # the size of a dot, in points
 def distributions(comparison: Comparison, rows: Sequence[Row]) -> list[Figure]:
     """Return a plot for each task and for the mean of tasks, at each train size, where any run has a score.
 
-    A row is a method: each seed's score as a dot, their mean as a bar and from two seeds on their range as a line.
+    A row is a method: each seed's score as a dot, from two seeds on their mean as a bar and their range as a line.
     """
     found = []
     for block in comparison.blocks:
@@ -64,10 +64,7 @@ def _plot(block: Block, points: dict[str, list[Point]], rows: Sequence[Row]) -> 
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel(block.metric)
-        if block.majority is not None and low <= block.majority <= high:
-            axes.axvline(block.majority, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-            side = "right" if block.majority > (low + high) / 2 else "left"
-            write(axes, block.majority, 1.0, "always the same answer", within="x", va="bottom", ha=side)
+        _majority(axes, block.majority)
         return finish(
             drawing,
             name=("scores", block.kind, block.task, str(block.train_size or "all")),
@@ -86,7 +83,7 @@ def _row(axes: Axes, line: int, points: Sequence[Point], number: int, unit: floa
     mean = sum(values) / len(values)
     if len(values) > 1:
         axes.plot([min(values), max(values)], [line, line], color=colour, linewidth=1.2, alpha=0.7)
-    axes.plot([mean, mean], [line - 0.3, line + 0.3], color=INK, linewidth=2.2, solid_capstyle="butt")
+        axes.plot([mean, mean], [line - 0.3, line + 0.3], color=INK, linewidth=2.2, solid_capstyle="butt")
     heights = stacked(values, _DOT * 1.1 * unit)
     step = min(_DOT * 1.1, 0.8 * _LINE / max(1.0, max(heights) - min(heights))) / _LINE
     for low in (False, True):
@@ -111,11 +108,30 @@ def stacked(values: Sequence[float], width: float) -> list[float]:
     return heights
 
 
+def _majority(axes: Axes, level: float | None) -> None:
+    """Draw what always the same answer scores, or write which side of the plot it is on."""
+    if level is None:
+        return
+    words = "always the same answer"
+    low, high = axes.get_xlim()
+    if low <= level <= high:
+        axes.axvline(level, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        side = "right" if level > (low + high) / 2 else "left"
+        write(axes, level, 1.0, words, within="x", va="bottom", ha=side)
+    elif level < low:
+        write(axes, 0.0, 1.0, f"← {words}: {score(level)}", within="axes", va="bottom", ha="left")
+    else:
+        write(axes, 1.0, 1.0, f"{words}: {score(level)} →", within="axes", va="bottom", ha="right")
+
+
 def _limits(block: Block, points: dict[str, list[Point]]) -> tuple[float, float]:
+    """Return the ends of the axis. The majority level is within them, unless it would squeeze the scores together."""
     values = [point.value for found in points.values() for point in found]
-    if block.majority is not None:
-        values.append(block.majority)
     low, high = min(values), max(values)
+    if block.majority is not None:
+        both = min(low, block.majority), max(high, block.majority)
+        if low == high or both[1] - both[0] <= 3 * (high - low):
+            low, high = both
     margin = 0.06 * (high - low) or max(0.01, 0.02 * abs(high))
     return low - margin, high + margin
 
@@ -128,11 +144,14 @@ def _counts(entry: Entry, number: int) -> list[str]:
 
 def _caption(block: Block, points: dict[str, list[Point]]) -> str:
     means = {method: sum(p.value for p in found) / len(found) for method, found in points.items() if found}
-    best, worst = max(means, key=lambda m: means[m]), min(means, key=lambda m: means[m])
-    said = [f"The highest mean is {best}'s, {score(means[best])} ({plural(len(points[best]), 'seed')})"]
-    if means[best] > means[worst]:
-        said[0] += f"; the lowest is {worst}'s, {score(means[worst])} ({plural(len(points[worst]), 'seed')})"
-    said.append("Each mark is one seed's run, the bar their mean, the line their range; one seed has no range")
+    ends = list(dict.fromkeys((max(means.values()), min(means.values()))))
+    said = [
+        "; ".join(
+            f"{word} mean: {_who([m for m in means if means[m] == end], points)}, {score(end)}"
+            for word, end in zip(("Highest", "lowest"), ends, strict=False)
+        )
+    ]
+    said.append("Each mark is one seed's run, the bar their mean, the line their range; one seed has neither")
     if block.kind == "mean":
         said.append("A seed counts where every task has a score of it")
     if any(point.low for found in points.values() for point in found):
@@ -140,6 +159,10 @@ def _caption(block: Block, points: dict[str, list[Point]]) -> str:
     if any(entry.summary.failed for entry in block.entries):
         said.append("Crosses at the left edge are runs that failed: they have no score and are in no mean")
     return ". ".join(said) + "."
+
+
+def _who(methods: Sequence[str], points: dict[str, list[Point]]) -> str:
+    return listed([f"{method} (n = {len(points[method])})" for method in methods])
 
 
 def _table(block: Block, points: dict[str, list[Point]]) -> list[tuple[str, ...]]:

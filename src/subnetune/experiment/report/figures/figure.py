@@ -8,7 +8,7 @@ import itertools
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from subnetune.experiment.report.figures.canvas import literal, settings
@@ -68,8 +68,8 @@ def svg_text(drawing: Drawing, *, key: str, title: str, description: str) -> str
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(drawing).print_svg(buffer, metadata=nothing)
     root = ET.fromstring(buffer.getvalue())
-    used = {found for element in root.iter() for found in _references(element)}
-    _rewrite(root, key, used)
+    used = dict.fromkeys(found for element in root.iter() for found in _references(element))
+    _rewrite(root, {name: f"{key}-{number}" for number, name in enumerate(used)})
     _flatten(root)
     box = root.attrib["viewBox"]
     root.attrib.clear()
@@ -96,8 +96,8 @@ def _references(element: ET.Element) -> list[str]:
     return re.findall(r"url\(#([^)]+)\)", values) + ([link[1:]] if link.startswith("#") else [])
 
 
-def _rewrite(element: ET.Element, key: str, used: set[str]) -> None:
-    """Take names out of their namespaces, prefix the ids that are used and drop the others, shorten, put variables."""
+def _rewrite(element: ET.Element, ids: Mapping[str, str]) -> None:
+    """Take names out of their namespaces, give ids that are used their new names, shorten, put variables."""
     element.tag = element.tag.rpartition("}")[2]
     element.tail = None
     if element.tag != "text":
@@ -106,16 +106,16 @@ def _rewrite(element: ET.Element, key: str, used: set[str]) -> None:
         if child.tag.rpartition("}")[2] in ("metadata", "style"):
             element.remove(child)  # matplotlib's style has the selector *: it would reach the whole page
         else:
-            _rewrite(child, key, used)
+            _rewrite(child, ids)
     for name, value in list(element.attrib.items()):
         del element.attrib[name]
         name = name.rpartition("}")[2]
-        if name == "id" and value not in used:
+        if name == "id" and value not in ids:
             continue
         if name == "id":
-            value = f"{key}-{value}"
+            value = ids[value]
         elif name == "href" and value.startswith("#"):
-            value = f"#{key}-{value[1:]}"
+            value = f"#{ids[value[1:]]}"
         elif name == "d":
             value = _short_path(value)
         elif name in ("x", "y", "width", "height"):
@@ -124,36 +124,38 @@ def _rewrite(element: ET.Element, key: str, used: set[str]) -> None:
             value = _style(value)
         elif name == "transform" and re.match(r"rotate\(-?0(\.0*)?[ ,)]", value):
             continue
-        value = value.replace("url(#", f"url(#{key}-")
+        value = re.sub(r"url\(#([^)]+)\)", lambda found: f"url(#{ids[found[1]]})", value)
         if value:
             element.attrib[name] = value
 
 
 def _flatten(element: ET.Element) -> None:
-    """Put the children of groups that say nothing in the groups' place, remove what is empty, and say a style that
-    several neighbours have once, in a group around them."""
+    """Put the children of groups that say nothing in the groups' place, remove what is empty, and say what several
+    neighbours have in common (style, what clips them) once, in a group around them."""
     children: list[ET.Element] = []
     for child in list(element):
         _flatten(child)
         if child.tag in ("g", "defs") and not len(child):
             continue
         children += list(child) if child.tag == "g" and not child.attrib else [child]
-    element[:] = [found for _, run in itertools.groupby(children, key=_shared_style) for found in _grouped(list(run))]
+    element[:] = [found for _, run in itertools.groupby(children, key=_common) for found in _grouped(list(run))]
 
 
-def _shared_style(element: ET.Element) -> str:
-    """Return the style that may stand in a group: opacity is no such, it would be the whole group's."""
-    style = element.attrib.get("style", "")
-    return "" if element.tag in ("g", "defs") or re.search(r"(^|; )opacity:", style) else style
+def _common(element: ET.Element) -> dict[str, str]:
+    """Return the attributes that may stand in a group. A style with opacity may not: it would be the whole group's."""
+    if element.tag in ("g", "defs") or re.search(r"(^|; )opacity:", element.attrib.get("style", "")):
+        return {}
+    return {name: element.attrib[name] for name in ("style", "clip-path") if name in element.attrib}
 
 
 def _grouped(run: list[ET.Element]) -> list[ET.Element]:
-    style = _shared_style(run[0])
-    if not style or len(run) < 3:
+    common = _common(run[0])
+    if not common or len(run) < 3:
         return run
-    group = ET.Element("g", {"style": style})
+    group = ET.Element("g", common)
     for element in run:
-        del element.attrib["style"]
+        for name in common:
+            del element.attrib[name]
     group[:] = run
     return [group]
 

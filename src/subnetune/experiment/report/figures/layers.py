@@ -89,7 +89,7 @@ def _similarity(found: Found, numbers: Mapping[str, int], where: str, name: tupl
     if cka:
         least = {method: min(values, key=lambda layer: values[layer]) for method, values in cka.items()}
         most = min(least, key=lambda method: cka[method][least[method]])
-        said.append(f"{most} leaves the base furthest: {plain(cka[most][least[most]])} at {least[most]}")
+        said.append(f"{most} leaves the base furthest: {plain(cka[most][least[most]], 3)} at {least[most]}")
         said.append("CKA is 1 where a layer says the same of the examples as before the run")
     if rank:
         said.append("The effective rank counts the directions that a layer's representations use: a fall is a collapse")

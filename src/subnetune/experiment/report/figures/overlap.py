@@ -107,17 +107,21 @@ def _names(labels: list[str]) -> tuple[list[str], list[str]]:
 def _panel(axes: Axes, group: Group, long: Sequence[str], brief: Sequence[str], head: str, columns: int) -> None:
     jaccard, chance = _square(group, "jaccard"), _square(group, "chance")
     lower: Square = [[value if x < y else None for x, value in enumerate(line)] for y, line in enumerate(jaccard)]
-    squares(axes, lower, lambda value: plain(value), rows=long, columns=brief, most=1.0)
     by_chance = _pairs(chance)
-    alike = bool(by_chance) and max(by_chance) - min(by_chance) < 0.005
-    level = f" (chance {plain(sum(by_chance) / len(by_chance))})" if alike else ""
+    alike = _alike(by_chance)
+    level = f" (chance {plain(sum(by_chance) / len(by_chance))})" if alike and by_chance else ""
+    if alike:  # nothing stands above the diagonal: the first row and the last column are empty
+        lower, long, brief = [line[:-1] for line in lower[1:]], long[1:], brief[:-1]
+    squares(axes, lower, lambda value: plain(value), rows=long, columns=brief, most=1.0)
     axes.set_title(short(head, (30 if columns == 2 else 60) - len(level)) + level, fontsize=SMALL)
-    if alike:
-        return
-    for y, line in enumerate(chance):
+    for y, line in enumerate([] if alike else chance):
         for x, value in enumerate(line):
             if x > y and value is not None:
                 write(axes, x, y, plain(value), ha="center", va="center_baseline", color=MUTED, style="italic")
+
+
+def _alike(by_chance: Sequence[float]) -> bool:
+    return not by_chance or max(by_chance) - min(by_chance) < 0.03
 
 
 def _caption(groups: Sequence[Group], what: str, other: str) -> str:
@@ -131,8 +135,9 @@ def _caption(groups: Sequence[Group], what: str, other: str) -> str:
     text = [f"Mean Jaccard index of the entries that {what} have selected: {'; '.join(said[:6])}"]
     if len(said) > 6:
         text[0] += f"; and {len(said) - 6} more"
-    text.append("1 is the same choice, 0 nothing in common; chance is two random choices of the same sizes, in italics "
-                "above the diagonal where it differs from pair to pair")  # fmt: skip
+    text.append("1 is the same choice, 0 nothing in common; chance is two random choices of the same sizes")
+    if any(not _alike(_pairs(_square(group, "chance"))) for group in groups):
+        text[-1] += ", in italics above the diagonal where it differs from pair to pair"
     if any(len(group["labels"]) > _MOST_LABELS for group in groups):
         text.append(f"The first {_MOST_LABELS} are shown")
     return ". ".join(text) + "."

@@ -161,7 +161,7 @@ def overlaps(methods: Sequence[str], labels: Sequence[str], task: str = "rte") -
     ]  # fmt: skip
     between = {
         "between": "methods", "task": task, "method": None, "train_size": 300, "seed": 42, "labels": list(methods),
-        "density": [0.3] * len(methods), "jaccard": square(methods, 0.1, 0.03), "chance": square(methods, 0.05, 0.01),
+        "density": [0.3] * len(methods), "jaccard": square(methods, 0.1, 0.03), "chance": square(methods, 0.05, 0.03),
     }  # fmt: skip
     return {"groups": [*seeds, between], "without": ["full"], "why": None}
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from figure_cases import METHODS, geometry, grid, overlaps, scores, texts
 
 from subnetune.experiment.report.figures import analysis
@@ -25,15 +26,21 @@ def only(path: Path, name: str, values: object) -> dict[str, Any]:
 
 
 def test_overlaps_have_values_and_chance() -> None:
-    seeds, methods = overlap_figures(overlaps(["child-tuning-f", "child-tuning-d"], ["42", "52", "57"]))
+    seeds, methods = overlap_figures(overlaps(["child-tuning-f", "child-tuning-d", "c"], ["42", "52", "57"]))
     assert texts(seeds).count("0.20") == 3
     assert texts(seeds).count("0.40") == 3
     assert "child-tuning-f (chance 0.18)" in texts(seeds)
     assert ("child-tuning-d", "42", "57", "0.4000", "0.1765") in seeds.table
-    assert methods.table[1:] == (("rte", "child-tuning-f", "child-tuning-d", "0.1300", "0.0600"),)
+    assert methods.table[1] == ("rte", "child-tuning-f", "child-tuning-d", "0.1300", "0.0800")
+    assert (
+        methods.svg.count("font-style: italic") == 1
+    )  # one group: the three levels by chance, that differ from pair to pair
+    assert {"0.08", "0.11", "0.14"} < set(texts(methods))
+    assert "italic" not in seeds.svg + seeds.caption
     assert "0.20, 0.18 by chance" in seeds.caption
 
 
+@pytest.mark.slow
 def test_many_seeds_and_methods_are_several_plots_of_a_bounded_size() -> None:
     found = overlap_figures(overlaps(METHODS, [str(seed) for seed in range(100, 112)]))
     assert len(found) > 2
@@ -87,6 +94,7 @@ def test_a_plane_with_a_hole_and_a_layer_without_cka(tmp_path: Path) -> None:
     assert set(only(tmp_path / "b", "cka", {"examples": 9, "layers": layers})) == {"cka"}
 
 
+@pytest.mark.slow
 def test_nine_methods_stay_small(tmp_path: Path) -> None:
     folder, rows = grid(tmp_path, {("rte", 300): {m: scores(i, 0, 1) for i, m in enumerate(METHODS)}}, steps=2)
     found = analysis(folder, rows, NONE)

@@ -56,6 +56,7 @@ def test_a_panel_a_method_a_line_a_seed(tmp_path: Path) -> None:
     assert len(evaluation.table) == 5
 
 
+@pytest.mark.slow
 def test_a_large_grid_stays_small(tmp_path: Path) -> None:
     folder, rows = grid(tmp_path, {("rte", None): {method: [0.6] for method in METHODS}}, steps=12)
     texts = {row.name: (folder.run(row.name).log).read_text() for row in rows}

@@ -54,6 +54,13 @@ def test_a_run_that_learned_nothing_is_hollow(tmp_path: Path) -> None:
     assert "always the same answer" in texts(figure)
 
 
+def test_a_majority_level_far_away_is_written_not_drawn(tmp_path: Path) -> None:
+    _, rows = grid(tmp_path, {("rte", None): {"full": [0.9, 0.91]}})
+    (figure,) = distributions(compared(rows), rows)
+    assert "← always the same answer: 0.5300" in texts(figure)
+    assert "0.6" not in texts(figure)
+
+
 def test_nothing_to_plot(tmp_path: Path) -> None:
     _, rows = grid(tmp_path, {("rte", None): {"full": ["failed", None], "bitfit": [None, "failed"]}})
     assert distributions(compared(rows), rows) == []

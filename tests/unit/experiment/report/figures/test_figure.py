@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from figure_cases import METHODS, SVG, compared, grid, ids, overlaps, scores, texts
+from figure_cases import SVG, compared, grid, ids, overlaps, scores, texts
 
 from subnetune.core.errors import UsageError
 from subnetune.experiment.report.figures import Figure, analysis, curves, distributions, pareto
@@ -18,22 +18,23 @@ from subnetune.experiment.report.figures.figure import key_of
 NASTY = ("<script>alert(1)</script>", "$x^2$", 'a"b&c\x00\x1b\u202e')
 
 
-def every_figure(path: Path, tasks: tuple[str, str, str], methods: tuple[str, ...], steps: int = 40) -> list[Figure]:
-    given: dict[tuple[str, int | None], dict[str, list[Any]]] = {
-        (task, 300): {method: scores(number, at, 3) for number, method in enumerate(methods)}
-        for at, task in enumerate(tasks[:2])
-    }
-    given[tasks[0], 300][methods[0]][1] = "failed"
-    given[tasks[1], 300][methods[1]][2] = None
-    folder, rows = grid(path, given, steps=steps)
+METHODS = ("<b>bold</b>", "$\\frac{1}{2}$ 50%")
+
+
+def every_figure(path: Path) -> list[Figure]:
+    """Two tasks of two methods; the first has logs and analyses."""
+    first, second, third = NASTY
+    folder, rows = grid(path, {(first, 300): {m: scores(i, 0, 3) for i, m in enumerate(METHODS)}}, steps=40)
+    _, more = grid(path / "more", {(second, 300): {METHODS[0]: [0.6, "failed", 0.7], METHODS[1]: [0.6, 0.7, None]}})
+    rows += more
     comparison = compared(rows)
-    found = distributions(comparison, rows) + pareto(comparison, rows) + curves(folder, rows)
-    return found + analysis(folder, rows, overlaps(methods[:3], ["42", "52", "57"], tasks[2]))
+    found = distributions(comparison, rows) + pareto(comparison, rows) + curves(folder, rows[:6])
+    return found + analysis(folder, rows[:6], overlaps(METHODS, ["42", "52"], third))
 
 
 @pytest.fixture(scope="module")
 def nasty(tmp_path_factory: pytest.TempPathFactory) -> list[Figure]:
-    return every_figure(tmp_path_factory.mktemp("nasty"), NASTY, ("full", "<b>bold</b>", "$\\frac{1}{2}$ 50%"))
+    return every_figure(tmp_path_factory.mktemp("nasty"))
 
 
 def test_every_kind_of_plot_is_there(nasty: list[Figure]) -> None:
@@ -42,9 +43,10 @@ def test_every_kind_of_plot_is_there(nasty: list[Figure]) -> None:
 
 
 def test_the_same_data_give_the_same_bytes(nasty: list[Figure], tmp_path: Path) -> None:
-    again = every_figure(tmp_path, NASTY, ("full", "<b>bold</b>", "$\\frac{1}{2}$ 50%"))
-    assert [figure.svg for figure in again] == [figure.svg for figure in nasty]
-    assert again == nasty
+    folder, rows = grid(tmp_path, {(NASTY[0], 300): {m: scores(i, 0, 3) for i, m in enumerate(METHODS)}}, steps=40)
+    again = {figure.key: figure for figure in analysis(folder, rows, {}) + curves(folder, rows)}
+    assert len(again) == 7
+    assert again == {figure.key: figure for figure in nasty if figure.key in again}
 
 
 def test_an_svg_is_one_element_of_a_page(nasty: list[Figure]) -> None:
@@ -114,11 +116,13 @@ def test_tables_say_the_same_and_are_rectangles(nasty: list[Figure]) -> None:
 def test_the_settings_of_the_program_around_stay(tmp_path: Path) -> None:
     import matplotlib
 
-    with matplotlib.rc_context({"lines.linewidth": 7.0, "svg.fonttype": "path"}):
+    _, rows = grid(tmp_path, {("rte", None): {"full": [0.6]}})
+    comparison = compared(rows)
+    with matplotlib.rc_context({"lines.linewidth": 7.0, "svg.fonttype": "path", "axes.grid": False}):
         before = dict(matplotlib.rcParams.items())
-        ours = every_figure(tmp_path / "a", ("a", "b", "c"), METHODS[:2])
+        ours = distributions(comparison, rows)
         assert dict(matplotlib.rcParams.items()) == before
-    assert ours == every_figure(tmp_path / "b", ("a", "b", "c"), METHODS[:2])
+    assert ours == distributions(comparison, rows)
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
