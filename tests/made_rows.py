@@ -30,10 +30,15 @@ def made_row(
     if value != value:
         return Row(group, seed, name, CellResult("failed", error={"type": "NumericError", "message": "nan"}), setting)
     levels = {} if majority is None else {"dev": {metric: majority}}
-    values: dict[str, Any] = {"trained": 10, "total": 100, "delta_bytes": 40, "seconds": 1.5, "peak_memory_bytes": 7}
-    result = CellResult(
-        "done", metric=metric, value=value, evaluation={"dev": {metric: value}}, majority=levels, **values | more
-    )
+    values: dict[str, Any] = {
+        "evaluation": {"dev": {metric: value}},
+        "trained": 10,
+        "total": 100,
+        "delta_bytes": 40,
+        "seconds": 1.5,
+        "peak_memory_bytes": 7,
+    }
+    result = CellResult("done", metric=metric, value=value, majority=levels, **values | more)
     return Row(group, seed, name, result, setting)
 
 

@@ -141,10 +141,16 @@ def _failed(rows: Iterable[Row]) -> int:
 
 
 def _elsewhere(row: Row, kind: str) -> Evaluation:
-    """Return the scores of a run on transfer sets, or of its probes; none of one that is not done."""
+    """Return the scores of a run on transfer sets, or of its probes; none of one that is not done.
+
+    Evaluation splits after the first (MNLI mismatched, the demo's other domain) are sets that it transfers to.
+    """
     if row.result is None or row.state != "done":
         return {}
-    return row.result.transfer if kind == "transfer" else row.result.probes
+    if kind == "probe":
+        return row.result.probes
+    others = list(row.result.evaluation.items())[1:]
+    return {**{f"{row.group.task}/{split}": metrics for split, metrics in others}, **row.result.transfer}
 
 
 def _sets(rows: Sequence[Row], kind: str) -> dict[str, str]:

@@ -141,6 +141,13 @@ def test_train_sizes_are_tables_of_their_own() -> None:
     assert [block.entries[0].summary.mean for block in blocks] == [0.5] * 3 + [0.9] * 3
 
 
+def test_further_evaluation_splits_are_tables_of_their_own() -> None:
+    splits = {"dev_matched": {"accuracy": 0.8}, "dev_mismatched": {"accuracy": 0.7}}
+    rows = [made_row("mnli", "full", seed, 0.8, evaluation=splits) for seed in range(2)]
+    found = [(block.kind, block.task, block.entries[0].summary.mean) for block in compare_rows(rows, "full").blocks]
+    assert found == [("task", "mnli", 0.8), ("transfer", "mnli/dev_mismatched (trained on mnli)", 0.7)]
+
+
 def test_transfer_sets_and_probes_are_tables_with_their_first_metric() -> None:
     rows = [
         made_row(
