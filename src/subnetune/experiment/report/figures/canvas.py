@@ -20,7 +20,6 @@ CHARACTER = 0.6  # the mean width of a character over the size of the text, on t
 _LOOK: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "subnetune",
-    "svg.id": None,
     "text.parse_math": False,  # a task may be named $x^2$
     "text.usetex": False,
     "font.size": TEXT,
@@ -73,10 +72,10 @@ def settings() -> Iterator[None]:
         import matplotlib
     except ImportError:
         raise UsageError("the report's figures need matplotlib: pip install 'subnetune[report]'") from None
-    defaults: dict[Any, Any] = {
+    look: dict[Any, Any] = {
         name: value for name, value in matplotlib.rcParamsDefault.items() if not str(name).startswith("backend")
     }
-    with matplotlib.rc_context({**defaults, **_LOOK}):
+    with matplotlib.rc_context(look | _LOOK):
         yield
 
 

@@ -9,7 +9,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from subnetune.experiment.report.figures.canvas import literal, settings
 from subnetune.experiment.report.figures.palette import VARIABLES
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 _LONG = 400  # characters: a path of many points, where a tenth of a unit is finer than a screen
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)px")
+_FONT = {
+    "font-style": re.compile(r"^(italic|oblique)\b"),
+    "font-weight": re.compile(r"(?:^| )(\d{3}) "),
+    "font-size": re.compile(r"(\d+(?:\.\d+)?px)"),
+}
 
 
 class Figure(NamedTuple):
@@ -66,7 +70,8 @@ def svg_text(drawing: Drawing, *, key: str, title: str, description: str) -> str
     with settings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the page's fonts draw the text, not ours
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        FigureCanvasSVG(drawing).print_svg(buffer, metadata=nothing)
+        canvas: Any = FigureCanvasSVG(drawing)
+        canvas.print_svg(buffer, metadata=nothing)
     root = ET.fromstring(buffer.getvalue())
     used = dict.fromkeys(found for element in root.iter() for found in _references(element))
     _rewrite(root, {name: f"{key}-{number}" for number, name in enumerate(used)})
@@ -174,10 +179,10 @@ def _style(text: str) -> str:
     parts: list[str] = []
     for declaration in text.split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
-        if name == "font":  # matplotlib before 3.10 writes `font: 700 12px 'DejaVu Sans', ...`
-            weight = re.match(r"(\d{3}) ", value)
-            parts += [f"font-weight: {weight[1]}"] if weight else []
-            parts += [f"font-size: {size[0]}" for size in [_SIZE.search(value)] if size]
+        if name == "font":  # matplotlib before 3.10 writes `font: italic 700 12px 'DejaVu Sans', ...`
+            for feature, pattern in _FONT.items():
+                found = pattern.search(value)
+                parts += [f"{feature}: {found[1]}"] if found else []
         elif name and name != "font-family":
             parts.append(f"{name}: {VARIABLES.get(value.lower(), value)}")
     return "; ".join(parts)

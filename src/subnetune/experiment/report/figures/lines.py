@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from subnetune.experiment.report.figures.canvas import SMALL, short, width_of
 from subnetune.experiment.report.figures.labels import spread
@@ -37,8 +37,8 @@ def named_lines(
     ends = [float(to_points((0, min(max(lines[n][-1][1], low_y), high_y)))[1]) - base for n in names]
     for name, where, end in zip(names, spread(ends, _GAP, 2, high - 2), ends, strict=True):
         number, points = numbers[name], lines[name]
-        look = {"color": colour_of(number), "linestyle": dash_of(number)}
-        mark = {"marker": marker_of(number), "markersize": 5.0} if marks else {}
+        look: dict[str, Any] = {"color": colour_of(number), "linestyle": dash_of(number)}
+        mark: dict[str, Any] = {"marker": marker_of(number), "markersize": 5.0} if marks else {}
         axes.plot([x for x, _ in points], [y for _, y in points], **look, **mark)
         last = (points[-1][0], min(max(points[-1][1], low_y), high_y))
         away = float(axes.transData.transform((edge, low_y))[0] - axes.transData.transform(last)[0])

@@ -52,7 +52,8 @@ def binned(losses: dict[int, float], last: int, bins: int) -> Array:
     index = np.clip((steps - 1) * bins // max(1, last), 0, bins - 1)
     sums = np.bincount(index, weights=values, minlength=bins)
     counts = np.bincount(index, minlength=bins)
-    return np.divide(sums, counts, out=np.full(bins, np.nan), where=counts > 0)
+    means: Array = np.divide(sums, counts, out=np.full(bins, np.nan), where=counts > 0)
+    return means
 
 
 def smooth(values: Array, reach: int) -> Array:
