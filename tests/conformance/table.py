@@ -364,6 +364,19 @@ REFUSED = [Case(row, model) for row in ROWS for model in row.refuses]
 BERT_CASES = [case for case in CASES if case.model == "bert"]
 
 
+FIRST = {row for row in ROWS if row is next(other for other in ROWS if other.method == row.method)}
+
+
+def chosen(cases: Iterable[Case], quick: Callable[[Case], bool]) -> list[Any]:
+    """The cases as parameters with their ids; the default run has those that are `quick`."""
+    return [pytest.param(case, id=case.id, marks=() if quick(case) else pytest.mark.slow) for case in cases]
+
+
+def each_row_once(case: Case) -> bool:
+    """Every row on BERT, and every method, in its first row, on all models."""
+    return case.model == "bert" or case.row in FIRST
+
+
 def ids(cases: Iterable[Case]) -> list[str]:
     return [case.id for case in cases]
 

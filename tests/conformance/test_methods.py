@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,22 @@ import torch
 from torch import Tensor, nn
 
 import subnetune
-from conformance.table import BERT_CASES, CASES, REFUSED, ROWS, Case, Row, finished, ids, learns, mask_now, train
+from conformance.table import (
+    BERT_CASES,
+    CASES,
+    FIRST,
+    REFUSED,
+    ROWS,
+    Case,
+    Row,
+    chosen,
+    each_row_once,
+    finished,
+    ids,
+    learns,
+    mask_now,
+    train,
+)
 from subnetune import methods
 from subnetune.core.errors import UsageError
 from subnetune.core.recipe import Structural
@@ -18,7 +34,7 @@ from subnetune.delta import Delta
 from subnetune.methods import METHODS
 from tiny import bits, differing
 
-each_case = pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+each_case = pytest.mark.parametrize("case", chosen(CASES, each_row_once))
 bert_case = pytest.mark.parametrize("case", BERT_CASES, ids=ids(BERT_CASES))
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
 
@@ -72,7 +88,12 @@ def test_selecting_everything_is_plain_training_bit_for_bit(case: Case) -> None:
 # -- 2: resuming ------------------------------------------------------------------------------------------------------
 
 
-RESUMED = [c if c.model != "llama" else pytest.param(c, marks=pytest.mark.slow, id=c.id) for c in CASES]
+def resumed_everywhere(case: Case) -> bool:
+    """Whether the default run has it: each method on BERT, and one on each model."""
+    return case.row in FIRST and (case.model == "bert" or case.row.id == "d")
+
+
+OTHERS = [case for case in BERT_CASES if case.row not in FIRST]
 
 
 def saved(value: object) -> bytes:
@@ -86,8 +107,18 @@ def loaded(data: bytes) -> dict[str, object]:
     return result
 
 
-@pytest.mark.parametrize("case", RESUMED, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", chosen(CASES, resumed_everywhere))
 def test_a_resumed_run_is_the_one_that_never_stopped_at_every_step(case: Case) -> None:
+    resumed_at(range(4), case)
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=ids(OTHERS))
+def test_a_resumed_run_is_the_one_that_never_stopped_in_the_middle(case: Case) -> None:
+    resumed_at((1,), case)
+
+
+def resumed_at(steps: Collection[int], case: Case) -> None:
+    """Stop a run of three steps before each of `steps`, and go on in a model of its own."""
     data = case.batches(3, seed=3)
     torch.manual_seed(5)
     model = case.build()
@@ -98,7 +129,8 @@ def test_a_resumed_run_is_the_one_that_never_stopped_at_every_step(case: Case) -
         parts = (model.state_dict(), tuning.state_dict(), optimizer.state_dict(), torch.get_rng_state())
         stops.append([saved(part) for part in parts])
         train(tuning, optimizer, data[index : index + 1])
-    for index, (weights, of_tuning, of_optimizer, random) in enumerate(stops):
+    for index in steps:
+        weights, of_tuning, of_optimizer, random = stops[index]
         again = case.build()
         resumed = case.tuning(again)
         again.load_state_dict(loaded(weights))
@@ -244,8 +276,20 @@ def test_more_forwards_than_steps_change_neither_draw_nor_count(case: Case) -> N
         assert tuning.index == index + 1
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-@bert_case
+def checkpointed(case: Case, reentrant: bool) -> bool:
+    """Whether the default run has it: the rules of the forward pass are what recomputing could change."""
+    return bool(case.row.recipe().forward) or (case.row in FIRST and not reentrant)
+
+
+@pytest.mark.parametrize(
+    ("case", "reentrant"),
+    [
+        pytest.param(*values, id=f"{case.id}-{kind}", marks=() if checkpointed(*values) else pytest.mark.slow)
+        for kind in ("non-reentrant", "reentrant")
+        for case in BERT_CASES
+        for values in [(case, kind == "reentrant")]
+    ],
+)
 def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> None:
     ends = []
     for checkpointing in (False, True):
