@@ -49,7 +49,8 @@ def work(pipe: Connection, folder: GridFolder, grid: GridConfig, cell: Cell, thr
 
     # Ctrl-C reaches every process of a terminal; the scheduler decides what becomes of it. Before any thread starts.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handlers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process has its parent's handlers, and its mask
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _say_into(folder, cell)
     faulthandler.enable(file=2)  # a crash says in the log where
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # the tokenizer's

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import time
@@ -53,9 +55,19 @@ class Child(NamedTuple):
 
 
 def forkserver() -> BaseContext:
-    """Return the context whose server has imported, once for all cells, what a cell needs."""
+    """Return the context whose server has imported, once for all cells, what a cell needs; start the server.
+
+    A batch system's SIGTERM for all processes must not end it: without it nobody would wait for the cells to stop. It
+    ends with the scheduler.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    multiprocessing.resource_tracker.ensure_running()  # itself; it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the server inherits the mask
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -72,7 +84,7 @@ class Scheduler:
             raise UsageError(f"--workers: got {workers}, allowed is an integer of at least 1")
         self._plan, self._show, self._workers = plan, show, workers
         self._threads = max(1, cores() // workers)
-        self._context: Any = context or forkserver()
+        self._context: Any = context  # the server is started with the first cell
         self._children: dict[str, Child] = {}
         self._stopped: Counter[str] = Counter()
         self._refused = ""
@@ -114,6 +126,7 @@ class Scheduler:
                 self._children[cell.name] = self._start(cell)
 
     def _start(self, cell: Cell) -> Child:
+        self._context = self._context or forkserver()
         ours, theirs = self._context.Pipe()
         arguments = (theirs, self._plan.folder, self._plan.grid, cell, self._threads)
         process = self._context.Process(target=work, args=arguments, name=cell.name)
