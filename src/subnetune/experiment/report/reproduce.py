@@ -9,8 +9,10 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.numbers import NONE, plural, train_size
 from subnetune.experiment.report.source import Runs
@@ -45,9 +47,23 @@ def reproduction(runs: Runs, files: Mapping[str, str]) -> Reproduction:
         _hashes(files),
         _differing(runs.rows, values, shared),
     )
-    definition = runs.grid.to_yaml() if runs.grid is not None else ""
+    definition = without_folders(runs.grid).to_yaml() if runs.grid is not None else ""
     said = tuple((name, option_text(value)) for name, value in sorted(shared.items()))
     return Reproduction(definition, _commands(runs), said, tuple(table for table in tables if table.lines))
+
+
+def without_folders(grid: GridConfig) -> GridConfig:
+    """Return the grid with names in the place of folders: where data and models lie says nothing to another reader."""
+    values = grid.values()
+    if values.get("data_dir"):
+        values["data_dir"] = "DATA"
+    if Path(str(values["model"])).is_absolute():
+        values["model"] = Path(str(values["model"])).name
+    for entry in (*values["tasks"].values(), *values["methods"].values()):
+        for name in ("train_file", "dev_file", "peft_config"):
+            if entry.get(name):
+                entry[name] = Path(str(entry[name])).name
+    return grid.from_values(values)
 
 
 def _commands(runs: Runs) -> tuple[tuple[str, str], ...]:

@@ -116,7 +116,12 @@ def differences_table(comparison: Comparison) -> Table:
         Column("metric"),
         Column("n", "number", "pairs: seeds that both the method and the baseline have a score for"),
         Column("difference", "number", "mean over the pairs of the method's score less the baseline's, in points"),
-        Column("95 % interval", "number", "bootstrap interval of the mean difference; none for a single pair"),
+        Column(
+            "95 % interval",
+            "number",
+            "bootstrap interval of the mean difference; too narrow with few seeds (of normal "
+            "differences it holds the mean in 75 % of cases with 3 seeds, 83 % with 5, 90 % with 10)",
+        ),
         Column(
             "drawn", "drawn", f"difference and interval; the line in the middle is 0, the ends are ±{100 * scale:.2f}"
         ),

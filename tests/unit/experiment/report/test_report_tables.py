@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
+from subnetune.experiment.grid.config import GridConfig
+from subnetune.experiment.grid.folder import GridFolder
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table
 from subnetune.experiment.report.glance import coverage_table, glance_table
-from subnetune.experiment.report.reproduce import reproduction
+from subnetune.experiment.report.reproduce import reproduction, without_folders
 from subnetune.experiment.report.source import Runs, read_runs
 from subnetune.experiment.report.table import Column, Line, Table, Value, words
 from subnetune.experiment.report.tables import budget_table, cost_table, differences_table, scores_table
@@ -129,7 +131,7 @@ def test_cost_and_budget_have_a_row_for_each_method_on_each_task(runs: Runs) -> 
 def test_what_it_takes_to_make_it_again(runs: Runs) -> None:
     found = reproduction(runs, {"results.csv": "a,seconds\n1,2\n"})
     tables = {table.key: table for table in found.tables}
-    assert found.definition == runs.folder.definition.read_text()
+    assert "train_size: [300]" in found.definition
     assert any("subnetune compare --config grid.yaml" in command for _, command in found.commands)
     assert ("model", "minilm") in found.shared
     # One line a task: all its runs stand on the same data and base.
@@ -139,15 +141,24 @@ def test_what_it_takes_to_make_it_again(runs: Runs) -> None:
     assert len(tables["hashes"].lines) == 2
 
 
+def test_no_folder_of_the_machine_is_shown(runs: Runs) -> None:
+    assert runs.grid is not None
+    files = {"train_file": "/home/me/train.csv", "dev_file": "/home/me/dev.csv"}
+    tasks = {"own": {**files, "text": ["a"], "label": "b"}}
+    values = {"tasks": tasks, "methods": "full", "data_dir": "/home/me/data", "model": "/home/me/model"}
+    shown = without_folders(GridConfig.from_values(values))
+    assert "/home" not in shown.to_yaml()
+    assert (shown.model, str(shown.data_dir)) == ("model", "DATA")
+    assert shown.tasks["own"]["train_file"] == "train.csv"
+    assert without_folders(runs.grid) == runs.grid
+
+
 def test_a_table_whose_rows_do_not_fit_its_columns_is_refused() -> None:
     with pytest.raises(ValueError, match="1 values in 2 columns"):
         Table("x", "x", (Column("a"), Column("b")), (Line((words("1"),)),))
 
 
 def test_a_grid_that_has_not_begun_has_its_rows(tmp_path: Path) -> None:
-    from subnetune.experiment.grid.config import GridConfig
-    from subnetune.experiment.grid.folder import GridFolder
-
     folder = GridFolder(tmp_path / "grid")
     folder.write_grid(GridConfig.from_values({"tasks": "rte", "methods": "full,bitfit", "seeds": 2}))
     found = read_runs(folder.path)
