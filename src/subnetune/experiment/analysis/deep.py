@@ -23,8 +23,8 @@ from subnetune.tasks.types import Split, Task
 
 CKA_EXAMPLES, CKA_TOKENS = 256, 3072  # at most, for each of the two models
 SURFACE_EXAMPLES, LEAST_EXAMPLES = 128, 8
-LINE_TOKENS = 20480  # at most, over all points of the two lines
-PLANE_TOKENS = 8192  # over all points of the plane that are not on them
+LINE_TOKENS = 20480  # at most, over all points of the two lines; those of the plane too where it has none
+PLANE_TOKENS = 8192  # at most, over all points of the plane
 _LINE_POINTS = len(ALONG) + len(ACROSS) - 1
 _PLANE_POINTS = len(PLANE_X) * len(PLANE_Y)
 
@@ -39,9 +39,9 @@ def analyse_deeply(run: RunDir, config: RunConfig, delta: Delta, model: nn.Modul
     tokenizer = load_tokenizer(config, run.tokenizer)
     some = _Drawn(data.task, split, tokenizer, config, Collator(tokenizer, device))
     seen = some.examples(CKA_EXAMPLES, CKA_TOKENS)
-    base_states = hidden_states(model, seen.encoded, seen.collate, config.eval_batch_size)
+    base_states = hidden_states(model, seen.encoded, seen.collate, seen.batch_size)
     with solution(delta, model) as at:
-        tuned_states = hidden_states(model, seen.encoded, seen.collate, config.eval_batch_size)
+        tuned_states = hidden_states(model, seen.encoded, seen.collate, seen.batch_size)
         write_json(folder / "cka.json", compare_states(base_states, tuned_states))
         del base_states, tuned_states
         if at.why is not None:
@@ -49,8 +49,7 @@ def analyse_deeply(run: RunDir, config: RunConfig, delta: Delta, model: nn.Modul
                 folder / "surface.json", {"examples": 0, "directions": [], "plane": None, "why": {"all": at.why}}
             )
             return
-        lines = some.examples(SURFACE_EXAMPLES, LINE_TOKENS // _LINE_POINTS)
-        plane = some.plane(lines)
+        lines, plane = some.around()
         write_json(folder / "surface.json", surface(model, at.base, tuple(delta.new), config.seed, lines, plane))
 
 
@@ -66,15 +65,19 @@ class _Drawn:
         """Return `most` examples, or as many as are about `tokens` long together, but not fewer than a few."""
         return self._take(min(most, max(LEAST_EXAMPLES, int(tokens / self.tokens))))
 
-    def plane(self, lines: Examples) -> Examples | None:
-        """Return examples for the plane: those of the lines where they can be afforded, None where too few can."""
-        shared = len(PLANE_X) + len(PLANE_Y) - 1  # points that lie on the lines too
-        if len(lines.encoded) * self.tokens * (_PLANE_POINTS - shared) <= PLANE_TOKENS:
-            return lines
-        count = int(PLANE_TOKENS / self.tokens / _PLANE_POINTS)
-        return None if count < LEAST_EXAMPLES else self._take(count)
+    def around(self) -> tuple[Examples, Examples | None]:
+        """Return examples for the lines, and for the plane: the same ones where they can be afforded at so many points,
+        else fewer, or None where too few can."""
+        fewer = int(PLANE_TOKENS / self.tokens / _PLANE_POINTS)
+        tokens = LINE_TOKENS + (PLANE_TOKENS if fewer < LEAST_EXAMPLES else 0)
+        lines = self.examples(SURFACE_EXAMPLES, tokens // _LINE_POINTS)
+        own = _PLANE_POINTS - len(PLANE_X) - len(PLANE_Y) + 1  # the other points lie on the lines
+        if len(lines.encoded) * self.tokens * own <= PLANE_TOKENS:
+            return lines, lines
+        return lines, None if fewer < LEAST_EXAMPLES else self._take(fewer)
 
     def _take(self, count: int) -> Examples:
         split = self._split.take(count, 0)
         encoded = encode(split, self._task, self._tokenizer, self._config.max_length)
-        return Examples(self._task, split, encoded, self._collate, self._config.eval_batch_size)
+        size = min(self._config.eval_batch_size, max(4, -(-len(encoded) // 6)))  # few, but of one length: no padding
+        return Examples(self._task, split, encoded, self._collate, size)
