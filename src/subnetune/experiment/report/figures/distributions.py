@@ -133,7 +133,8 @@ def _limits(block: Block, points: dict[str, list[Point]]) -> tuple[float, float]
         if low == high or both[1] - both[0] <= 3 * (high - low):
             low, high = both
     margin = 0.06 * (high - low) or max(0.01, 0.02 * abs(high))
-    return low - margin, high + margin
+    failed = min(4, max(entry.summary.failed for entry in block.entries))
+    return low - margin * (1 + 0.8 * failed), high + margin  # room for the crosses of runs that failed
 
 
 def _counts(entry: Entry, number: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from subnetune.experiment.report.figures.canvas import SMALL, settings, sheet, short, width_of, write
@@ -48,13 +48,17 @@ def _lines(found: Found, part: str, table: str, value: Callable[[Mapping[str, An
     return {method: values for method, values in lines.items() if values}
 
 
+def _values(lines: Lines) -> Iterator[float]:
+    return (value for values in lines.values() for value in values.values())
+
+
 def _geometry(
     density: Lines, distance: Lines, found: Found, numbers: Mapping[str, int], where: str, name: tuple[str, str]
 ) -> Figure | None:
     shown = [
         (lines, label)
         for lines, label in ((density, "selected"), (distance, "distance / norm"))
-        if any(value > 0 for values in lines.values() for value in values.values())
+        if any(value > 0 for value in _values(lines))
     ]
     if not shown:
         return None
@@ -74,6 +78,8 @@ def _geometry(
         without = [method for method in found if method not in density]
         if without:
             said.append(f"No static mask: {listed(without)}")
+    if any(_scale(list(_values(lines)), whole=False)[2] and min(_values(lines)) == 0 for lines, _ in shown):
+        said.append("Marks on the lower edge are 0")
     said.append("Means over seeds")
     return _panels(shown, numbers, f"{where}: {title}", ". ".join(said) + ".", ("layers", *name))
 
@@ -177,7 +183,7 @@ def _roles(found: Found, where: str, name: tuple[str, str]) -> Figure | None:
             (_lines(found, "geometry", "roles", lambda row: ratio(row, "selected", "entries")), "selected, %"),
             (_lines(found, "geometry", "roles", lambda row: ratio(row, "distance", "norm")), "distance / norm, %"),
         )
-        if any(value > 0 for values in lines.values() for value in values.values())
+        if any(value > 0 for value in _values(lines))
     ]
     if not shown:
         return None

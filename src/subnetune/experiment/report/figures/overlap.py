@@ -101,7 +101,7 @@ def _names(labels: list[str]) -> tuple[list[str], list[str]]:
     """Return the labels of rows and of columns: numbers stand for what is too long for a column."""
     if all(len(label) <= 5 for label in labels):
         return labels, labels
-    return [f"{label}  {i}" for i, label in enumerate(labels, 1)], [str(i) for i in range(1, len(labels) + 1)]
+    return [f"{i}. {label}" for i, label in enumerate(labels, 1)], [str(i) for i in range(1, len(labels) + 1)]
 
 
 def _panel(axes: Axes, group: Group, long: Sequence[str], brief: Sequence[str], head: str, columns: int) -> None:

@@ -147,6 +147,8 @@ def _caption(fronts: Mapping[str, Sequence[str]], entries: Sequence[Entry], bloc
     said = [f"On the front of every cost: {listed(always)}" if always else "No method is on the front of every cost"]
     said.append("Filled marks on the dashed line are those that none beats in both; to the left is cheaper")
     said.append("Scores and costs are means over seeds")
+    if "time" in fronts:
+        said[-1] += "; times are as measured, whatever else the machine did"
     mixed = mixed_machines(
         [row for row in rows if (row.group.task, row.group.train_size) == (block.task, block.train_size)]
     )
