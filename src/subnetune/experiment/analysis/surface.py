@@ -18,7 +18,7 @@ from subnetune.tasks.metrics import compute_metrics
 from subnetune.tasks.types import Split, Task
 
 ALONG = (-0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5)  # 0 is the base, 1 the solution
-# At half the length of the weights a tuned encoder has lost all that it learned: what there is to see lies nearer.
+# A step half as long as the weights leaves little of what an encoder learned: what there is to see lies nearer.
 ACROSS = (-1.0, -0.5, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.5, 1.0)
 PLANE_X = (-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # points of both lines: they are not computed twice
 PLANE_Y = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
