@@ -62,14 +62,14 @@ class Page:
 def make_page(runs: Runs, files: Mapping[str, str]) -> Page:
     """Return the page of `runs`, its figures drawn. `files` are the texts that are written beside it, by name."""
     comparison = runs.comparison
-    tables = (
+    made = (
         scores_table(comparison),
         differences_table(comparison),
         cost_table(comparison),
         budget_table(comparison),
         runs_table(runs.rows),
     )
-    tables = tuple(table for table in tables if table.lines)
+    tables = tuple(table for table in made if table.lines)
     lines = [line for table in tables for line in table.lines]
     cells = {state: comparison.cells.get(state, 0) for state in ("done", "failed", "missing")}
     # Then the first verdict says so, and the page has a line of its own for that.

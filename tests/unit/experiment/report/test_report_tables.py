@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
+from subnetune.experiment.comparison import compare_rows
+from subnetune.experiment.grid.cells import Group
 from subnetune.experiment.grid.config import GridConfig
-from subnetune.experiment.grid.folder import GridFolder
-from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table
+from subnetune.experiment.grid.folder import CellResult, GridFolder
+from subnetune.experiment.grid.rows import Row
+from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
 from subnetune.experiment.report.glance import coverage_table, glance_table
 from subnetune.experiment.report.reproduce import reproduction, without_folders
 from subnetune.experiment.report.source import Runs, read_runs
@@ -164,3 +167,39 @@ def test_a_grid_that_has_not_begun_has_its_rows(tmp_path: Path) -> None:
     found = read_runs(folder.path)
     assert [value.text for value in column(runs_table(found.rows), "state")] == ["missing"] * 4
     assert reproduction(found, {}).commands[0][1].startswith("subnetune compare")
+
+
+def test_transfer_sets_and_probes_have_rows_and_what_was_left_out_is_said() -> None:
+    rows = [
+        Row(
+            Group("mnli", method, 500),
+            seed,
+            f"{method}-{seed}",
+            CellResult(
+                "done",
+                metric="accuracy",
+                value=value,
+                evaluation={"dev": {"accuracy": value}},
+                transfer={"hans": {"accuracy": value - 0.2}},
+                probes={"cola": {"matthews_correlation": value - 0.4}},
+                skipped={"snli": "no such folder"},
+            ),
+            {},
+        )
+        for method, value in (("full", 0.7), ("bitfit", 0.65))
+        for seed in (42, 52)
+    ]
+    table = scores_table(compare_rows(rows, "full"))
+    assert [value.text for value in column(table, "on")] == [
+        *("own split", "own split", "transfer", "transfer", "linear probe", "linear probe")
+    ]
+    assert [value.text for value in column(table, "mean")] == [
+        "0.7000",
+        "0.6500",
+        "0.5000",
+        "0.4500",
+        "0.3000",
+        "0.2500",
+    ]
+    assert skipped_lines(rows) == ["snli: no such folder"]
+    assert "Train size: 500." in table.note
