@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from subnetune.core.errors import UsageError
+from subnetune.experiment.grid.cells import settings_of
 from subnetune.experiment.grid.config import PUBLISHED_SEEDS, GridConfig, load_grid, over
 from subnetune.experiment.grid.protocols import PROTOCOLS
 from subnetune.experiment.strict_yaml import parse_mapping
@@ -23,6 +24,15 @@ def grid(**changed: Any) -> GridConfig:
 def test_a_grid_file_says_all_that_the_grid_is(name: str) -> None:
     whole = GridConfig.from_values({"preset": name, "model": "m", "common": {"lr": 1e-4, "with": ["r-drop"]}})
     assert GridConfig.from_values(parse_mapping(whole.to_yaml(), "grid.yaml").values) == whole
+
+
+def test_a_search_that_is_said_for_all_methods_wins_over_the_presets_for_each() -> None:
+    given = {"preset": "sweep", "tasks": "rte", "methods": "child-tuning-d,mixout"}
+    plain = GridConfig.from_values(given)
+    assert settings_of(plain, "mixout")[0]["keep"] == plain.methods["mixout"]["search"]["keep"][0]
+    said = GridConfig.from_values(given | {"search": {"keep": [0.4, 0.6], "lr": [1e-4]}})
+    for method in said.methods:
+        assert settings_of(said, method) == [{"lr": 1e-4, "keep": 0.4}, {"lr": 1e-4, "keep": 0.6}]
 
 
 def test_what_was_taken_from_a_preset_back_to_the_default_stays_so() -> None:
