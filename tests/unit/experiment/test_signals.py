@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from subnetune.experiment.signals import Stopped, StopSignals
+from subnetune.experiment.signals import Stopped, StopSignals, ask_to_stop, asked_to_stop, stop_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -47,6 +49,19 @@ def test_other_threads_catch_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [None, before]
+
+
+def test_a_wish_to_stop_counts_as_a_signal_for_every_run_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subnetune.experiment.signals._asked", [])
+    alone: Any = SimpleNamespace(num_processes=1)
+    assert stop_signal(StopSignals(), alone) is asked_to_stop() is None
+    thread = threading.Thread(target=ask_to_stop, args=(signal.SIGTERM,))
+    thread.start()
+    thread.join()
+    ask_to_stop(signal.SIGINT)  # the first one counts
+    assert asked_to_stop() == signal.SIGTERM
+    assert stop_signal(StopSignals(), alone) is signal.SIGTERM
+    assert stop_signal(StopSignals(signal.SIGINT), alone) is signal.SIGINT
 
 
 def test_stopped_exits_with_the_shell_convention() -> None:

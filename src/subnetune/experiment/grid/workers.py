@@ -99,14 +99,15 @@ class Scheduler:
             asked = False
             try:
                 while True:
-                    for cell in self._plan.refresh():
-                        self._show.ended(self._plan, cell, len(self._children))
+                    ended = self._plan.refresh()
                     stop = signals.received or (signal.SIGTERM if self._refused else None)
                     if stop is None:
                         self._start_more()
                     elif not asked:
                         asked = True
                         self._ask_to_stop(stop)
+                    for cell in ended:
+                        self._show.ended(self._plan, cell, len(self._children))
                     if not self._children and (stop is not None or not self._plan.open()):
                         break
                     self._show.update(self._plan, [child.cell for child in self._children.values()])
