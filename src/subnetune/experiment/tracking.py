@@ -122,6 +122,7 @@ class Tracking:
         elif name == "trackio":
             project = os.environ.get("TRACKIO_PROJECT", PROJECT)
             settings = {"name": f"{_title(run)}-{own}", "resume": "must" if before else "never"}
+            settings |= {} if before else {"config": dict(values)}  # it keeps what it is given at the start alone
         elif name == "mlflow":
             settings = {"run_id": before, "run_name": _title(run), "logging_dir": self._mlflow_home(run)}
         accelerator = Accelerator(mixed_precision="no", log_with=name, project_dir=str(run.tracking))

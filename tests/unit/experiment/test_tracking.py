@@ -147,6 +147,7 @@ def test_tensorboard_is_told_what_the_log_says_and_a_resumed_run_says_it_once(
     assert first["id"] == second["id"]
     assert (first["resume"], first["dir"]) == ("allow", str(tmp_path / "run" / "tracking"))
     assert before["trackio"].settings["name"] == after["trackio"].settings["name"]
+    assert before["trackio"].settings["config"] == before["trackio"].parameters
     assert (before["trackio"].settings["resume"], after["trackio"].settings["resume"]) == ("never", "must")
     assert (before["mlflow"].settings["run_id"], after["mlflow"].settings["run_id"]) == (None, before["mlflow"].run_id)
 
