@@ -118,9 +118,9 @@ class Tuning(Facts):
         self._anchor = self._anchor.packed(self._binding, self._current_mask, self._unprepared, packed)
 
     def close(self) -> None:
-        """Let the model go: hooks off, `requires_grad` as it was. Trained values stay. A second call does nothing."""
+        """Let the model go: hooks off, `requires_grad` as it was; its optimizer steps no more. Trained values stay."""
         if not self._closed:
-            self._detach()
+            self._detach(closed=True)
             self._passes.close()
             self._binding.release()
             self._closed = True
@@ -274,10 +274,10 @@ class Tuning(Facts):
         if self._engine is not None:
             raise LifeCycleError("this Tuning already serves an optimizer: remove() attach's handle or close()")
 
-    def _detach(self) -> None:
+    def _detach(self, closed: bool = False) -> None:
         self._passes.clear()
         if self._engine is not None:
-            self._engine.remove()
+            self._engine.remove(closed)
             self._engine = None
 
     def _setting(self) -> Setting:

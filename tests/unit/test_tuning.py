@@ -115,6 +115,26 @@ def test_a_closed_tuning_does_nothing_more() -> None:
             call()
 
 
+def test_an_attached_optimizer_steps_no_more_once_its_tuning_is_closed_unless_it_was_taken_off() -> None:
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = Tuning(RANDOM, model)
+    first.attach(optimizer)
+    first.forward(batch()).loss.backward()
+    first.close()
+    before = bits(model)
+    with pytest.raises(LifeCycleError, match="the Tuning of this optimizer is closed"):
+        optimizer.step()
+    assert differing(before, bits(model)) == []
+    second = Tuning(RANDOM, model)
+    handle = second.attach(optimizer)  # served again
+    optimizer.step()
+    assert second.index == 1
+    handle.remove()
+    second.close()
+    optimizer.step()  # the caller's own again
+
+
 @pytest.mark.parametrize("moved", [lambda m: m.bfloat16(), lambda m: m.to("meta")], ids=["dtype", "device"])
 def test_a_model_that_was_moved_after_binding_is_refused(moved: Any) -> None:
     model = small()

@@ -10,10 +10,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from subnetune.core.errors import CheckpointError, LifeCycleError, UsageError
 from subnetune.core.fingerprint import whole_tensor
@@ -22,6 +24,8 @@ from subnetune.core.types import Live, Mask, Params
 from subnetune.engine.child import Host, place_of
 from subnetune.engine.norms import check_max_norm, clip_factor, packed, total_norm
 from subnetune.engine.views import local_view
+
+_CLOSED: WeakKeyDictionary[Optimizer, RemovableHandle] = WeakKeyDictionary()  # the hooks of `_refuse_step`
 
 
 class Handle:
@@ -53,15 +57,19 @@ class ReferenceEngine:
         self._host = host
         self._open: ExitStack | None = None
         self._first: list[Callable[[Optimizer], None]] = []
+        if closed := _CLOSED.pop(optimizer, None):
+            closed.remove()
         before = optimizer.register_step_pre_hook(self._before)
         after = optimizer.register_step_post_hook(self._after)
         loading = optimizer.register_load_state_dict_pre_hook(_refuse_named_states)
         self._hooks = (before, after, loading)
 
-    def remove(self) -> None:
-        """Take the hooks off the optimizer."""
+    def remove(self, closed: bool = False) -> None:
+        """Take the hooks off the optimizer. `closed`: the Tuning is, and its optimizer takes no further step."""
         for hook in self._hooks:
             hook.remove()
+        if closed:
+            _CLOSED[self.optimizer] = self.optimizer.register_step_pre_hook(_refuse_step)
 
     def run_first(self, call: Callable[[Optimizer], None]) -> None:
         """Have `call(optimizer)` run at the start of each step that the optimizer is asked for, before any rule."""
@@ -114,10 +122,7 @@ class ReferenceEngine:
 
         It sets learning rates and gradients to zero for it.
         """
-        groups = optimizer.param_groups
-        if optimizer.state or any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
-            return False
-        return not any(p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"])
+        return _made_up(optimizer)
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,6 +131,21 @@ class ReferenceEngine:
         stack, self._open = self._open, None
         stack.close()
         self._host.advance()
+
+
+def _made_up(optimizer: Optimizer) -> bool:
+    groups = optimizer.param_groups
+    if optimizer.state or any(float(group.get("lr", 1.0)) != 0.0 for group in groups):
+        return False
+    return not any(p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"])
+
+
+def _refuse_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _made_up(optimizer):
+        raise LifeCycleError(
+            "the Tuning of this optimizer is closed, and a step without it would train what its mask leaves out: build "
+            "a new Tuning and its optimizer; to go on without one, remove() attach's handle before closing"
+        )
 
 
 def _refuse_named_states(_: Optimizer, state: dict[str, Any]) -> None:

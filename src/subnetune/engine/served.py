@@ -31,6 +31,7 @@ _CHANGED = (
     "the gradients changed since they were clipped: clip once, after the last backward pass of a step and after "
     "whatever else works on gradients; what is not stepped with is discarded by optimizer.zero_grad()"
 )
+_FIXED = "what trains follows from the recipe: change its scope, and build another Tuning"
 
 
 class ServedOptimizer(Optimizer):
@@ -53,6 +54,7 @@ class ServedOptimizer(Optimizer):
         self._built = False
         groups = named_groups(probe.param_groups, {name: child.parameter(name) for name in child.names})
         super().__init__(groups, dict(probe.defaults))
+        self._listed = [(list(group["param_names"]), list(group["params"])) for group in self.param_groups]
         self._built = True
 
     @property
@@ -122,9 +124,18 @@ class ServedOptimizer(Optimizer):
         self.scale = self._clipped = None
 
     def _reread(self) -> None:
-        """List the parameters that the model holds now: sharding exchanges them."""
-        for group in self.param_groups:
-            group["params"] = [self.holder(name) for name in group["param_names"]]
+        """List the parameters that the model holds now: sharding exchanges them. UsageError for anyone else's lists."""
+        if len(self.param_groups) != len(self._listed):
+            raise UsageError(f"{len(self._listed)} groups were made, now there are {len(self.param_groups)}; {_FIXED}")
+        for group, (names, before) in zip(self.param_groups, self._listed, strict=True):
+            now = [self.holder(name) for name in names]
+            if list(group["param_names"]) != names or len(group["params"]) != len(names):
+                raise UsageError(f"a group's list of parameters was changed; {_FIXED}")
+            for name, listed, *known in zip(names, group["params"], before, now, strict=True):
+                if all(listed is not tensor for tensor in known):
+                    raise UsageError(f"a group lists another tensor in the place of {name!r}; {_FIXED}")
+            group["params"] = now
+            before[:] = now
 
     def holder(self, name: str) -> Tensor:
         """Return what carries the gradient of a tensor: the parameter, or the leaf of lean gradients."""
@@ -206,7 +217,7 @@ class ServedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Raise UsageError: the recipe says what trains."""
         if self._built:
-            raise UsageError("what trains follows from the recipe: change its scope, and build another Tuning")
+            raise UsageError(_FIXED)
         super().add_param_group(param_group)
 
     # -- state -------------------------------------------------------------------------------------------------------

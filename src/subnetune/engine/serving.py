@@ -72,8 +72,8 @@ class ServedEngine(ReferenceEngine):
         """Return False: who asks a served optimizer for states by parameter is refused before any step."""
         return False
 
-    def remove(self) -> None:
-        """Take the hooks off the optimizer and the model."""
+    def remove(self, closed: bool = False) -> None:
+        """Take the hooks off the optimizer and the model; the optimizer takes no further step in any case."""
         super().remove()
         self.optimizer.close()
         if self.optimizer.lean is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import lr_scheduler
 
-from subnetune.core.errors import UsageError
+from subnetune.core.errors import LifeCycleError, UsageError
 from subnetune.core.recipe import Recipe, Scope
 from subnetune.core.types import Batch, Output
 from subnetune.engine.packed import ELEMENT_WISE
@@ -256,6 +256,12 @@ def in_two(tuning: Tuning) -> list[dict[str, Any]]:
     ]
 
 
+def of_two_rates(tuning: Tuning) -> list[dict[str, Any]]:
+    """As `in_two`, without what the fused engine has not."""
+    groups = in_two(tuning)
+    return [groups[0], {**groups[1], "amsgrad": False}]
+
+
 def without_names(tuning: Tuning) -> list[dict[str, Any]]:
     return [{k: v for k, v in group.items() if k != "param_names"} for group in in_two(tuning)]
 
@@ -396,14 +402,42 @@ def test_a_gradient_that_grows_after_clipping_is_an_error(engine: str) -> None:
     assert tuning.step(optimizer)
 
 
-@pytest.mark.parametrize("engine", ["packed", "fused"])
+@pytest.mark.parametrize("engine", ["reference", "packed", "fused"])
 def test_an_optimizer_of_a_closed_tuning_does_not_step(engine: str) -> None:
     model, tuning, optimizer = bound(optim.AdamW, engine, lr=1e-2)
     tuning.forward(data(1)[0]).loss.backward()
     tuning.close()
     before = bits(model)
-    with pytest.raises(UsageError, match="closed"):
+    with pytest.raises(LifeCycleError, match="closed"):
         optimizer.step()
+    assert differing(before, bits(model)) == []
+
+
+def shortened(groups: list[dict[str, Any]]) -> None:
+    groups[0]["params"].pop()
+
+
+def exchanged(groups: list[dict[str, Any]]) -> None:
+    groups[0]["params"][0] = nn.Parameter(torch.ones(2))
+
+
+def renamed(groups: list[dict[str, Any]]) -> None:
+    groups[0]["param_names"] = groups[0]["param_names"][::-1]
+
+
+@pytest.mark.parametrize("engine", ["packed", "fused"])
+@pytest.mark.parametrize("change", [shortened, exchanged, renamed, list.pop])
+def test_a_group_whose_parameters_were_changed_is_refused(engine: str, change: Any) -> None:
+    """The recipe says what trains, so such a change would have no effect; learning rates may change."""
+    model, tuning, optimizer = bound(optim.AdamW, engine, groups=of_two_rates, lr=1e-2)
+    tuning.forward(data(1)[0]).loss.backward()
+    optimizer.param_groups[0]["lr"] = 5e-3
+    tuning.step(optimizer)
+    change(optimizer.param_groups)
+    before = bits(model)
+    for call in (optimizer.step, optimizer.zero_grad):
+        with pytest.raises(UsageError, match="what trains follows from the recipe"):
+            call()
     assert differing(before, bits(model)) == []
 
 
