@@ -167,4 +167,5 @@ def test_the_flags_are_the_field_names(compare: Run) -> None:
     for flag in ("--preset", "--tasks", "--methods", "--seeds", "--train-size", "--workers", "--search-lr", "--lr"):
         assert flag in text
     assert "--resume" not in text
+    assert "at the end alone. Default: end." in " ".join(text.replace("│", " ").split())
     assert sys.modules["subnetune.cli.compare"].compare.__doc__.splitlines()[0] in text

@@ -48,13 +48,13 @@ SEARCH = {
 
 def _takes_a_grid(function: Callable[..., None]) -> Callable[..., None]:
     """Give the command the flags of a grid, of its search, and of the options that all runs share, as `flags`."""
-    from subnetune.experiment.grid.config import GridConfig
+    from subnetune.experiment.grid.config import BUDGET, GridConfig
 
     own = [p for n, p in inspect.signature(function, eval_str=True).parameters.items() if n != "flags"]
     fields = {name: str(GridConfig.model_fields[name].description) for name in GRID}
     grid = [_text(name, name, GRID[name], meaning, "Grid") for name, meaning in fields.items()]
     search = [_text(f"search_{name}", f"search-{name}", "NUMBERS", text, "Search") for name, text in SEARCH.items()]
-    shared = [option_flag(name) for name in COMMON]
+    shared = [option_flag(name, BUDGET.get(name)) for name in COMMON]
 
     def command(**given: Any) -> None:
         flags = _flags({name: given.pop(name) for name in GRID})

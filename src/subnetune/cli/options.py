@@ -75,12 +75,16 @@ def _config_file() -> inspect.Parameter:
     return _parameter("config_file", Annotated[Path | None, typer.Option("--config", help=meaning, metavar="FILE")])
 
 
-def option_flag(name: str) -> inspect.Parameter:
-    """Return the flag of one field. Values are read from text as from a file, so errors read alike."""
+def option_flag(name: str, usual: object = None) -> inspect.Parameter:
+    """Return the flag of one field. Values are read from text as from a file, so errors read alike.
+
+    `usual` is the default that the help names, where the command has one of its own.
+    """
     field = RunConfig.model_fields[name]
     panel = next((panel for panel, names in PANELS.items() if name in names), "Model and examples")
     spelled = "--set" if name == "options" else f"--{name.strip('_').replace('_', '-')}"
-    default = "" if field.default in (None, (), {}, False) else f" Default: {field.default}."
+    shown = field.default if usual is None else usual
+    default = "" if shown in (None, (), {}, False) else f" Default: {shown}."
     meaning = f"{field.description}{default}"
     if field.annotation is bool:
         both = f"{spelled}/--no-{spelled[2:]}"

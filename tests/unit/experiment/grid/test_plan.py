@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from subnetune.experiment.grid import live
 from subnetune.experiment.grid.cells import Group, run_cells
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
@@ -125,6 +127,23 @@ def test_what_is_said_when_a_cell_ends(folder: GridFolder, capsys: pytest.Captur
         "1/8 done, 1 failed, about 10 min left; rte bitfit 300 examples seed 42: failed: NumericError: "
         "the loss is nan in step 3",
     ]
+
+
+def test_on_a_terminal_the_table_stays_below_what_is_said(folder: GridFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_SECONDS_BETWEEN_TABLES", 0.0)
+    plan = Plan(folder, grid())
+    screen = io.StringIO()
+    with Display(1, Console(file=screen, force_terminal=True, width=80, color_system=None)) as display:
+        display.update(plan, plan.open()[:1])
+        folder.write_result(plan.open()[0], done(0.5))
+        for cell in plan.refresh():
+            display.ended(plan, cell, 0)
+        display.say("stopping")
+        display.update(plan, [])
+    text = screen.getvalue()
+    assert text.index("0/8 done, 1 running") < text.index("rte full seed 42: accuracy 0.5000") < text.index("1/8 done")
+    assert "stopping" in text
+    assert text.count("mrpc") >= 4
 
 
 def test_the_table_has_a_row_per_task_and_method(folder: GridFolder) -> None:
