@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,33 +86,72 @@ def run(**values: Any) -> Any:
     return train(RunConfig.from_values(values))
 
 
-# What the child process runs: the loop as the command line does it, with code of the test in between.
-_CHILD = """
-import json, sys
-{before}
-from subnetune.core.errors import SubnetuneError
-from subnetune.experiment.config import RunConfig
-from subnetune.experiment.loop import train
-try:
-    result = train(RunConfig.from_values(json.loads(sys.argv[1])))
-    print(result.metric, result.value)
-except SubnetuneError as error:
-    print(error, file=sys.stderr)
-    sys.exit(error.exit_code)
-"""
+class Child:
+    """A process that runs something of this module, with what tests use of a Popen; forked, so that it starts at once.
+
+    It comes from a server that has imported the libraries and done nothing else.
+    """
+
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["transformers.models.bert.modeling_bert", "accelerate", "subnetune.tuning"])
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self._process = context.Process(target=_say, args=(self._said, environment, target, *args), daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def communicate(self, timeout: float = 600.0) -> tuple[str, str]:
+        """Wait for the end and return what was said on stdout and stderr."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.kill()
+            raise AssertionError(f"still running after {timeout} seconds")
+        out, err = (path.read_text() if path.is_file() else "" for path in self._said)
+        return out, err
 
 
-def child(values: dict[str, Any], before: str = "", **popen: Any) -> subprocess.Popen[str]:
+def _say(said: list[Path], environment: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    target(*args)
+
+
+def _train(values: dict[str, Any], before: str) -> None:
+    exec(before, {"__name__": "before"})
+    from subnetune.core.errors import SubnetuneError
+
+    try:
+        result = run(**values)
+        print(result.metric, result.value)
+    except SubnetuneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def child(values: dict[str, Any], before: str = "") -> Child:
     """Start the run in a process of its own; `before` is Python code that runs there first."""
-    import json
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command: Sequence[str] = [sys.executable, "-c", _CHILD.format(before=before), json.dumps(values)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, **popen)
+    return Child(_train, values, before)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], process: Child, seconds: float = 60.0) -> None:
     """Wait until `condition` holds while `process` runs."""
     end = time.monotonic() + seconds
     while not condition():

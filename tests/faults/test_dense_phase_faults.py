@@ -132,7 +132,8 @@ def test_a_process_that_dies_of_sigkill(root: Path, whole: Path, tmp_path: Path)
         "    if done == 10: os.kill(os.getpid(), signal.SIGKILL)\nRunJournal.note = note\n"
     )
     process = child(given, before)
-    assert process.wait(timeout=240) == -signal.SIGKILL
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, said
     process.communicate()
     resumed_equals(whole, given)
 
