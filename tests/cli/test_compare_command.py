@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from grid_case import DIVERGING, forked, grid_values, own_files, starts, steady, write_grid_file
+from subnetune.cli.compare import GRID
 from subnetune.cli.main import main
 from subnetune.experiment.grid import workers
+from subnetune.experiment.grid.config import GridConfig
 from tiny_run import make_root
 
 
@@ -167,5 +169,7 @@ def test_the_flags_are_the_field_names(compare: Run) -> None:
     for flag in ("--preset", "--tasks", "--methods", "--seeds", "--train-size", "--workers", "--search-lr", "--lr"):
         assert flag in text
     assert "--resume" not in text
+    assert {*GRID, "common", "search"} == set(GridConfig.model_fields)
+    assert {f"--{name.replace('_', '-')}" in text for name in GRID} == {True}
     assert "at the end alone. Default: end." in " ".join(text.replace("│", " ").split())
     assert sys.modules["subnetune.cli.compare"].compare.__doc__.splitlines()[0] in text

@@ -40,8 +40,9 @@ def serve(path: Path, values: dict[str, Any], workers_: int = 2) -> None:
     grid = GridConfig.from_values(values)
     folder = GridFolder(path)
     folder.write_grid(grid)
-    workers.POLL = 0.05
-    workers.Scheduler(Plan(folder, grid), Display(workers_), workers_, forked()).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "POLL", 0.05)
+        workers.Scheduler(Plan(folder, grid), Display(workers_), workers_, forked()).run()
 
 
 def scheduler(path: Path, values: dict[str, Any]) -> multiprocessing.process.BaseProcess:
@@ -211,7 +212,20 @@ def test_the_low_resource_protocol_on_real_data(tmp_path: Path) -> None:
     minilm_folder()
     arguments = (
         *("--preset", "low-resource", "--tasks", "rte,mrpc", "--methods", "full,child-tuning-d,bitfit", "--seeds", 3),
-        *("--train-size", 300, "--max-steps", 4, "--max-eval", 100, "--model", "minilm", "--data-dir", data),
+        *(
+            "--train-size",
+            300,
+            "--max-steps",
+            4,
+            "--max-eval",
+            40,
+            "--max-length",
+            64,
+            "--model",
+            "minilm",
+            "--data-dir",
+            data,
+        ),
         *("--workers", 2, "--analyse", "none"),
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
