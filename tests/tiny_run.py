@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -11,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forks import context
 
 WORDS = "the a cat dog bird sees hears likes small big red blue not never often".split()
 
@@ -87,18 +88,13 @@ def run(**values: Any) -> Any:
 
 
 class Child:
-    """A process that runs something of this module, with what tests use of a Popen; forked, so that it starts at once.
-
-    It comes from a server that has imported the libraries and done nothing else.
-    """
+    """A forked process, with what tests use of a Popen."""
 
     def __init__(self, target: Callable[..., None], *args: Any) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["transformers.models.bert.modeling_bert", "accelerate", "subnetune.tuning"])
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._process = context.Process(target=_say, args=(self._said, environment, target, *args), daemon=True)
+        self._process = context().Process(target=_say, args=(self._said, environment, target, *args), daemon=True)
         self._process.start()
         self.pid = self._process.pid
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from distributed import engines_job as job
+from forks import side_by_side
 from tiny import differing
 
 # The job of test_two_processes runs what `engine="auto"` chooses in the default run: packed, on both kinds of wrapper.
@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     """What the two ranks found; one job for all tests."""
     folder: Path = tmp_path_factory.mktemp("engines")
     names = tuple(check.__name__ for check in job.CHECKS)
-    mp.start_processes(job.run, args=(str(folder), names), nprocs=2, start_method="spawn")
+    side_by_side(job.run, (str(folder), names), 2)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     return ranks[0], ranks[1]
 

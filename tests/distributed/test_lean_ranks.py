@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from distributed import lean_job as job
+from forks import side_by_side
 from tiny import bits, differing
 from tower import tower
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lean-ranks")]
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two ranks found."""
     folder: Path = tmp_path_factory.mktemp("lean")
-    mp.start_processes(job.run, args=(str(folder),), nprocs=2, start_method="spawn")
+    side_by_side(job.run, (str(folder),), 2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

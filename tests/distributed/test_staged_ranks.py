@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from forks import side_by_side
 from subnetune import Bernoulli, HoldUnselected, MaskGradient, Recipe, Scope, Staged, Tuning
 from subnetune.core.errors import LifeCycleError
 from subnetune.core.types import Output
@@ -97,7 +97,7 @@ def job(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("staged")
-    mp.start_processes(job, args=(str(folder),), nprocs=2, start_method="spawn")
+    side_by_side(job, (str(folder),), 2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from conformance.table import Case, mask_now, train
 from distributed import job
+from forks import side_by_side
 from tiny import bits, differing
 
 pytestmark = pytest.mark.xdist_group("two-processes")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("two-processes")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the two ranks found; one job for all tests."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(job.run, args=(str(folder),), nprocs=2, start_method="spawn")
+    side_by_side(job.run, (str(folder),), 2)
     ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     return ranks[0], ranks[1]
 
