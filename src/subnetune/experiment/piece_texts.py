@@ -90,9 +90,12 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _split(text: str) -> list[str]:
     """Split at commas that stand in no brackets and no quotes."""
-    parts, depth, quote = [""], 0, ""
+    parts, depth, quote, escaped = [""], 0, "", False
     for sign in text:
-        if quote:
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped = quote == '"' and sign == "\\"
             quote = "" if sign == quote else quote
         elif sign in "\"'":
             quote = sign

@@ -118,6 +118,7 @@ def test_what_is_neither_text_nor_mapping_is_refused(value: object) -> None:
         (["l2-sp: weight = 0.010"], ("l2-sp:weight=0.01",)),
         ([{"l2-sp": {"weight": 0.01}}, "r-drop"], ("l2-sp:weight=0.01", "r-drop")),
         ({"l2-sp": {"weight": 0.01}, "r-drop": None}, ("l2-sp:weight=0.01", "r-drop")),
+        ('x:a="\\"",b=null', ('x:a="\\"",b=null',)),  # a quoted quotation mark ends nothing
         ("x:a=[1, 2],b=true,c='7,8'", ('x:a=[1, 2],b=true,c="7,8"',)),
     ],
 )
