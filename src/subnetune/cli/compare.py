@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Options of runs that are flags here too: all runs share them. A grid file may also give them per task or method.
 COMMON = (
     *(name for name in PANELS["Training"] if name != "seed"),
-    *("max_length", "max_eval", "with_", "keep", "cycle", "options", "save_steps", "eval_batch_size", "threads"),
+    *("max_length", "max_eval", "with_", "keep", "cycle", "options", "save_steps", "eval_batch_size"),
+    *("threads", "track"),
 )
 GRID = {
     "preset": "NAME",

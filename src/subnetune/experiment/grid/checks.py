@@ -9,6 +9,7 @@ from subnetune.experiment.config import RunConfig
 from subnetune.experiment.grid.cells import OF_METHODS, Cell, groups, search_cells, settings_of, values_of
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.examples import check_examples
+from subnetune.experiment.tracking import check_installed
 
 
 def check(grid: GridConfig, *, inputs: bool = True) -> None:
@@ -19,7 +20,7 @@ def check(grid: GridConfig, *, inputs: bool = True) -> None:
     """
     _check_common(grid)
     lengths: dict[int, RunConfig] = {}
-    bf16 = False
+    bf16, tracked = False, dict[str, None]()
     for group in groups(grid):
         if group.train_size != grid.train_size[0]:
             continue  # the same options
@@ -29,12 +30,14 @@ def check(grid: GridConfig, *, inputs: bool = True) -> None:
                 run = Cell(group, seed, "run", values_of(grid, group, seed, setting), setting).config()
                 lengths.setdefault(run.max_length, run)
                 bf16 |= run.bf16
+                tracked |= dict.fromkeys(run.track)
             for cell in search_cells(grid, group)[:1]:
                 cell.config()
         except UsageError as error:
             raise UsageError(f"{group.task}, {group.method}: {error}") from None
     if not inputs:
         return
+    check_installed(tuple(tracked))
     _check_model(grid, lengths.values())
     check_examples(grid)
     if bf16:
