@@ -113,14 +113,14 @@ class Tracking:
         from accelerate import Accelerator
 
         own = before or uuid.uuid4().hex[:12]
-        project, settings = PROJECT, {}
+        project = PROJECT
+        settings: dict[str, Any] = {}
         if name == "tensorboard":
             # Its folder is `tracking/tensorboard`; events from `purge_step` on are hidden.
             project, settings = name, {"purge_step": step + 1} if before else {}
         elif name == "wandb":
             project, settings = os.environ.get("WANDB_PROJECT", PROJECT), _wandb(run, own)
         elif name == "trackio":
-            project = os.environ.get("TRACKIO_PROJECT", PROJECT)
             settings = {"name": f"{_title(run)}-{own}", "resume": "must" if before else "never"}
             settings |= {} if before else {"config": dict(values)}  # it keeps what it is given at the start alone
         elif name == "mlflow":
