@@ -75,9 +75,10 @@ def test_a_grid_is_run_gone_on_with_and_changed(compare: Run, root: Path, tmp_pa
     assert "going on with the grid of" in again.err
     assert (folder / "results.csv").read_text() == results
 
-    more = compare("--output", folder, "--seeds", "1,2", "--methods", "full")
+    more = compare("--output", folder, "--seeds", "1,2", "--methods", "full", "--max-transfer", 5)
     assert more.code == 0, more.err
     assert "1 finished cells belong to an earlier definition" in more.err
+    assert "1 finished cells stay as they were: max_transfer changed since" in more.err
     assert starts(folder).total() == 3
     assert steady((folder / "results.csv").read_text()).splitlines()[1] == steady(results).splitlines()[1]
 

@@ -131,6 +131,7 @@ def compare(
         check(grid)
         for name, reason in left_out(grid).items():
             print(f"{name} is left out: {reason}", file=sys.stderr)
+    _say_what_stays(folder, grid, plan)
     folder.write_grid(grid)
     _run(plan, workers, retry_failed)
     _finish(folder, grid, plan)
@@ -147,6 +148,18 @@ def _definition(folder: GridFolder, config: Path | None, flags: Mapping[str, obj
     return load_grid(config, flags)
 
 
+def _say_what_stays(folder: GridFolder, grid: GridConfig, plan: Plan) -> None:
+    """Say where finished cells were measured as an earlier definition says: they are not run again for that."""
+    before = folder.grid() if folder.definition.is_file() else grid
+    names = ("transfer", "probes", "max_transfer", "analyse")
+    changed = [name for name in names if getattr(before, name) != getattr(grid, name)]
+    count = len([cell for cell in plan.done() if cell.stage == "run"])
+    if changed and count:
+        print(f"{count} finished cells stay as they were: {', '.join(changed)} changed since", file=sys.stderr)
+    if strangers := plan.strangers():
+        print(f"{strangers} finished cells belong to an earlier definition; they are left alone", file=sys.stderr)
+
+
 def _run(plan: Plan, workers: int, again: bool) -> None:
     from subnetune.experiment.grid.live import Display, state_line
     from subnetune.experiment.grid.workers import Scheduler, retry_failed
@@ -154,8 +167,6 @@ def _run(plan: Plan, workers: int, again: bool) -> None:
 
     if again and (count := retry_failed(plan)):
         print(f"{count} failed cells are run again", file=sys.stderr)
-    if strangers := plan.strangers():
-        print(f"{strangers} finished cells belong to an earlier definition; they are left alone", file=sys.stderr)
     scheduler = Scheduler(plan, display := Display(workers), workers)
     print(f"{plan.folder.path}: {state_line(plan, 0, workers)}", file=sys.stderr)
     with display:
