@@ -94,8 +94,9 @@ def with_protocol(values: Mapping[str, Any]) -> dict[str, Any]:
     below = protocol(name)
     options: dict[str, dict[str, Any]] = below.pop("of_methods", {})
     said = values.get("search")
-    for entry in options.values() if isinstance(said, Mapping) else ():  # what the grid says for all methods wins
-        entry["search"] = {name: tried for name, tried in entry.get("search", {}).items() if not said.get(name)}
+    if isinstance(said, Mapping):  # for all methods: it wins
+        for entry in options.values():
+            entry["search"] = {name: tried for name, tried in entry.get("search", {}).items() if not said.get(name)}
     merged = over(below, values)
     return {**merged, "methods": _with_options(merged["methods"], options)} if options else merged
 
