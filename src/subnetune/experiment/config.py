@@ -135,7 +135,9 @@ class RunConfig(BaseModel):
     max_train: int | None = option(
         None, "Train on so many examples, drawn by --train-seed.", "an integer of at least 1", ge=1
     )
-    max_eval: int | None = option(None, "Evaluate on the first so many examples.", "an integer of at least 1", ge=1)
+    max_eval: int | None = option(
+        None, "Evaluate on the first so many examples; of a holdout on drawn ones.", "an integer of at least 1", ge=1
+    )
     holdout: float | None = option(
         None, "Evaluate on this share of train, held out, instead of dev.", "a number in (0, 1)", gt=0, lt=1
     )

@@ -15,7 +15,7 @@ from torch import nn
 from subnetune.core.errors import CheckpointError, DataError, UsageError
 from subnetune.experiment.config import RunConfig, load_config
 from subnetune.experiment.rundir import RunDir
-from subnetune.tasks.types import Task, TaskData
+from subnetune.tasks.types import Split, Task, TaskData
 
 # Options that change the bits of what a model says about an example.
 _LENT = ("max_length", "eval_batch_size", "threads")
@@ -66,10 +66,20 @@ def load_data(
     if config.max_train is not None and len(train):
         train = train.take(config.max_train, config.train_seed)
     if config.max_eval is not None:
-        evaluation = {name: s.select(range(min(config.max_eval, len(s)))) for name, s in evaluation.items()}
+        evaluation = {name: _some(split, config.max_eval, config) for name, split in evaluation.items()}
     if not evaluation and tuple(splits) != ("train",):
         raise DataError("there are no examples to evaluate on: give --dev-file, or --holdout with a share of train")
     return replace(data, train=train, evaluation=evaluation)
+
+
+def _some(split: Split, count: int, config: RunConfig) -> Split:
+    """Return the first `count` examples of an evaluation split; of held-out training data as many drawn ones.
+
+    Training files are sorted (STS-B by genre, CoLA by source): the first ones would be of one kind.
+    """
+    if config.holdout is not None:
+        return split.take(count, config.train_seed)
+    return split.select(range(min(count, len(split))))
 
 
 def dropped_items(data: TaskData) -> dict[str, int]:
