@@ -70,6 +70,11 @@ def reason(error: Exception) -> str:
     return str(error).partition("\n")[0].partition(";")[0]
 
 
+def said_together(transfer: dict[str, str], probes: dict[str, str]) -> dict[str, str]:
+    """Return why sets were left out, by name, of both kinds; a set may be of both."""
+    return {name: "; ".join(said[name] for said in (transfer, probes) if name in said) for name in transfer | probes}
+
+
 def result_key(task: Task, split: str, splits: int) -> str:
     """Return the name of a result: the task's, with the split's where the task has several."""
     return task.name if splits == 1 else f"{task.name}/{split}"

@@ -147,7 +147,7 @@ def _elsewhere(grid: GridConfig, config: RunConfig, run: RunDir) -> dict[str, An
     from subnetune.delta import load
     from subnetune.experiment.probes import probe_scores
     from subnetune.experiment.session import load_tokenizer, pick_device
-    from subnetune.experiment.transfer import transfer_scores
+    from subnetune.experiment.transfer import said_together, transfer_scores
 
     model = load(config.model, run.path, device=pick_device())
     tokenizer = load_tokenizer(config, run.tokenizer)
@@ -155,7 +155,7 @@ def _elsewhere(grid: GridConfig, config: RunConfig, run: RunDir) -> dict[str, An
     probes: Evaluation
     transfer, skipped = transfer_scores(model, tokenizer, config, grid.transfer, grid.max_transfer)
     probes, more = probe_scores(model, tokenizer, config, grid.probes, grid.max_transfer)
-    return {"transfer": transfer, "probes": probes, "skipped": {**skipped, **more}}
+    return {"transfer": transfer, "probes": probes, "skipped": said_together(skipped, more)}
 
 
 def _settings(

@@ -8,7 +8,7 @@ from subnetune.core.errors import DataError, MissingDataError, UsageError
 from subnetune.experiment.grid.cells import Cell, Group, values_of
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.session import load_data
-from subnetune.experiment.transfer import reason
+from subnetune.experiment.transfer import reason, said_together
 from subnetune.tasks import DataWarning, find_task, load_task
 
 
@@ -18,16 +18,17 @@ def left_out(grid: GridConfig) -> dict[str, str]:
     No run evaluates on them, and each lists them. Raises DataError for a set that is here and malformed: a run would
     fail by it after it was trained.
     """
-    absent: dict[str, str] = {}
+    absent: list[dict[str, str]] = [{}, {}]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # told in each run
-        for names, splits, prefix in ((grid.transfer, ("dev",), ""), (grid.probes, ("train", "dev"), "as a probe: ")):
+        kinds = ((grid.transfer, ("dev",), ""), (grid.probes, ("train", "dev"), "as a probe: "))
+        for (names, splits, prefix), found in zip(kinds, absent, strict=True):
             for name in names:
                 try:
                     load_task(name, grid.data_dir, splits=splits)
                 except MissingDataError as error:
-                    absent[find_task(name).name] = prefix + reason(error)
-    return absent
+                    found[find_task(name).name] = prefix + reason(error)
+    return said_together(*absent)
 
 
 def check_examples(grid: GridConfig) -> None:

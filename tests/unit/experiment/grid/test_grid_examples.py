@@ -58,6 +58,11 @@ def test_sets_besides_that_are_absent_are_listed(root: Path) -> None:
         "cola": "as a probe: GLUE cola, split 'train': no such file",
     }
     assert left_out(grid(root)) == {}
+    both = left_out(grid(root, transfer=["qqp"], probes=["qqp"]))
+    assert both["qqp"].split("; ") == [
+        "GLUE qqp, split 'dev': no such file",
+        "as a probe: GLUE qqp, split 'train': no such file",
+    ]
 
 
 def test_a_set_besides_that_is_malformed_is_an_error(root: Path) -> None:
