@@ -79,7 +79,7 @@ def failed_table(rows: Sequence[Row]) -> Table:
         values = (words(error.get("type", "")), words(error.get("message", "")), words(row.name))
         lines.append(_line(row, *values))
     columns = (*_START, Column("error"), Column("message"), Column("folder", "code"))
-    note = f"n = {plural(len(lines), 'cell')}. A failed cell has no score; it is run again when its folder is removed."
+    note = f"n = {plural(len(lines), 'cell')}. A failed cell has no score; in a grid `--retry-failed` runs it again."
     return Table("failed", "Cells that failed", columns, tuple(lines), note)
 
 

@@ -185,6 +185,7 @@ def _loss_caption(runs: Mapping[str, Sequence[_Run]], typical: Mapping[str, Arra
             said[0] += f", {high} with the highest, {plain(ends[high], 3)}"
     parts = f"means of about {round(width)} steps" if width >= 1.5 else "step by step"
     said.append(f"Thin lines are single seeds ({parts}), the thick one is their median over seeds, smoothed")
+    said.append("The loss is what each method minimises, its own penalties and second passes included")
     failed = [method for method, found in runs.items() if any(run.failed for run in found)]
     if failed:
         said.append(f"Dashed lines are runs that failed ({listed(failed)}); the median is without them")

@@ -132,7 +132,8 @@ def _panels(
         for axes, (lines, label) in zip(panels, shown, strict=True):
             points = {m: [(place[x], values[x]) for x in layers if x in values] for m, values in lines.items()}
             axes.set_xlim(-0.25, len(layers) - 0.75)
-            values = [y for found in points.values() for _, y in found]
+            base = reference if reference is not None and label == "effective rank" else {}
+            values = [*(y for found in points.values() for _, y in found), *base.values()]
             low, top, log = _scale(values, whole=label.startswith("CKA"))
             if log:
                 axes.set_yscale("log")
@@ -143,10 +144,12 @@ def _panels(
                 axes.locator_params(axis="y", nbins=5)
             axes.set_xticks(range(len(layers)), labels=thinned([layer_tick(layer) for layer in layers]))
             axes.set_title(label + (" (logarithmic)" if log else ""), fontweight="normal")
-            if reference is not None and label == "effective rank":
-                base = [(place[x], reference[x]) for x in layers if x in reference]
-                axes.plot([x for x, _ in base], [y for _, y in base], color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)))
-                axes.set_ylim(0, max(top, 1.05 * max(y for _, y in base)))
+            if base:
+                there = [x for x in layers if x in base]
+                dashes = (0, (3, 2))
+                axes.plot(
+                    [place[x] for x in there], [base[x] for x in there], color=MUTED, linewidth=1.2, linestyle=dashes
+                )
             named_lines(axes, points, numbers, high)
         panels[-1].set_xlabel("layer")
         table = _table([(label, lines) for lines, label in shown], layers)

@@ -165,9 +165,6 @@ def mixed_machines(rows: Sequence[Row]) -> str:
         kinds = sorted({str(result.environment[name]) for result in done if name in result.environment})
         if len(kinds) > 1:
             said.append(f"runs had different {noun} ({', '.join(kinds)})")
-    workers = [result.environment.get("workers") for result in done]
-    if any(isinstance(count, int) and count > 1 for count in workers):
-        said.append("several runs shared a machine at a time")
     return " and ".join(said)
 
 

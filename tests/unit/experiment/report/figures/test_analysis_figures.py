@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_a_plane_with_a_hole_and_a_layer_without_cka(tmp_path: Path) -> None:
     assert found["plane"].table[1] == ("full", "0.250", "(1, 0)", "0.250", "2.000")
     layers = [{"name": "embeddings", "cka": None, "effective_rank_base": 5.0, "effective_rank_tuned": 4.0}]
     assert set(only(tmp_path / "b", "cka", {"examples": 9, "layers": layers})) == {"cka"}
+
+
+def test_ranks_that_collapse_are_on_a_logarithmic_axis_with_the_bases(tmp_path: Path) -> None:
+    ranks = [(200.0, 90.0), (150.0, 8.0), (120.0, 1.5)]
+    layers = [
+        {"name": f"layer {i}", "cka": 0.5, "effective_rank_base": before, "effective_rank_tuned": after}
+        for i, (before, after) in enumerate(ranks)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a logarithmic axis that shall begin at 0
+        plot = only(tmp_path, "cka", {"examples": 256, "layers": layers})["cka"]
+    assert "effective rank (logarithmic)" in texts(plot)
+    assert "100" in texts(plot)
 
 
 @pytest.mark.slow

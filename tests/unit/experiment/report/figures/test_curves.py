@@ -52,6 +52,7 @@ def test_a_panel_a_method_a_line_a_seed(tmp_path: Path) -> None:
         ("full", "42", "30"), ("full", "52", "30"), ("full", "57 (failed)", "30"), ("bitfit", "42", "30"),
     ]  # fmt: skip
     assert "Dashed" in loss.caption
+    assert "penalties and second passes included" in loss.caption  # R-Drop's loss is no cross-entropy
     assert evaluation.table[0][2] == "dev accuracy by step"
     assert len(evaluation.table) == 5
 
