@@ -14,7 +14,7 @@ from subnetune.core.errors import CheckpointError
 from subnetune.delta import Delta, load, load_base
 from subnetune.experiment.analysis import analyse_run, read_analysis
 from subnetune.experiment.analysis.directions import Landscape, filter_normalised
-from subnetune.experiment.analysis.solution import solution
+from subnetune.experiment.analysis.solution import Solution, solution
 from subnetune.experiment.analysis.surface import ACROSS, ALONG, PLANE_X, PLANE_Y
 from subnetune.experiment.config import load_config
 from subnetune.experiment.data import Collator, encode
@@ -129,6 +129,25 @@ def test_weights_are_put_back_bit_for_bit(root: Path) -> None:
             assert differing(tuned, bits(model)) == []
             landscape.go(1.3, 0.7)
         assert differing(tuned, bits(model)) == []
+    assert differing(base, bits(model)) == []
+
+
+def test_an_error_in_the_middle_puts_the_weights_back(root: Path) -> None:
+    delta = Delta.load(root / "run")
+    model = load_base(str(root / "model"), delta)
+    base = bits(model)
+
+    def fails(at: Solution) -> None:
+        tuned = bits(model)
+        try:
+            with Landscape(model, at.base, tuple(delta.new), 1) as landscape:
+                landscape.go(0.3, 0.4)
+                raise RuntimeError("in the middle")
+        finally:
+            assert differing(tuned, bits(model)) == []
+
+    with pytest.raises(RuntimeError, match="in the middle"), solution(delta, model) as at:
+        fails(at)
     assert differing(base, bits(model)) == []
 
 

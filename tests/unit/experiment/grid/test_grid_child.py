@@ -12,12 +12,15 @@ import pytest
 
 from grid_case import DIVERGING, grid_values, own_files
 from subnetune.core.errors import CheckpointError
+from subnetune.experiment.config import load_config
 from subnetune.experiment.grid import child
 from subnetune.experiment.grid.cells import Cell, groups, read_cell, run_cells
 from subnetune.experiment.grid.child import of_the_machine, run_cell
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.rows import SETTINGS
+from subnetune.experiment.loop import train
+from subnetune.experiment.rundir import RunDir
 from tiny_run import make_root
 
 
@@ -56,6 +59,14 @@ def test_a_finished_cell_says_what_it_came_to(run: Callable[..., Any]) -> None:
     left = {path.name for path in folder.cell(cell).iterdir()}
     assert {"config.yaml", "metrics.json", "log.jsonl", "mask.safetensors", "result.json", "environment.json"} < left
     assert not left & {"delta.safetensors", "checkpoints", "tokenizer"}
+
+
+def test_a_cell_is_the_run_that_train_makes_of_its_config(run: Callable[..., Any], tmp_path: Path) -> None:
+    folder, cell, result = run(analyse="all")
+    config = load_config(folder.run(cell).config, {"output": tmp_path / "alone", "resume": False})
+    alone = train(config)
+    assert (alone.value, alone.evaluation) == (result.value, result.evaluation)
+    assert RunDir(alone.path).delta.read_bytes() == folder.run(cell).delta.read_bytes()
 
 
 def test_a_loss_that_is_no_number_is_a_failed_cell(run: Callable[..., Any]) -> None:
