@@ -9,6 +9,7 @@ import pytest
 from subnetune.cli.main import main
 from subnetune.experiment import loop
 from subnetune.experiment.config import RunConfig, resolve
+from subnetune.experiment.report import write
 from subnetune.experiment.result import RunResult
 
 
@@ -26,6 +27,8 @@ def test_the_demo_prints_a_row_per_method(
         )
 
     monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(write, "need", lambda *_: None)
+    monkeypatch.setattr(write, "write_report", lambda path: [path / "report.html"])
     (tmp_path / "bitfit").mkdir()
     with pytest.raises(SystemExit) as stop:
         main(["demo", "--output", str(tmp_path), "--seed", "7"])
@@ -36,6 +39,7 @@ def test_the_demo_prints_a_row_per_method(
     assert [run.resume for run in runs] == [False, False, False, True]
     assert {run.seed for run in runs} == {7}
     printed = capsys.readouterr().out
+    assert f"report: {tmp_path / 'report.html'}" in printed.replace("\n", "")
     for method in methods:
         row = next(line for line in printed.splitlines() if f" {method} " in line)
         for value in ("0.9875", "0.7625", "1,234,567", "5.44 %", "7,654,321", "12.3"):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from subnetune.core.errors import UsageError
+
 if TYPE_CHECKING:
     from subnetune.experiment.result import RunResult
 
@@ -20,7 +22,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder of the run directories, one per method.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Head, order, dropout and masks.")] = 42,
 ) -> None:
-    """Fine-tune the packaged encoder with four methods on the embedded task, and print what came of it.
+    """Fine-tune the packaged encoder with four methods on the embedded task, print what came of it, write a report.
 
     A run that is finished already is not run again; remove its folder to start over.
     """
@@ -33,7 +35,20 @@ def demo(
         run = {"method": method, "lr": lr, "epochs": epochs, "seed": seed, "output": path, "resume": path.exists()}
         results[method] = train(RunConfig.from_values({**SETTINGS, **run}))
     _print(results)
+    _report(output)
     print(f"run directories: {output}/<method>; for instance: subnetune delta inspect {output}/bitfit")
+
+
+def _report(output: Path) -> None:
+    """Write the page about the runs, where the extra that draws it is installed."""
+    from subnetune.experiment.report.write import need, write_report
+
+    try:
+        need("jinja2", "matplotlib")
+    except UsageError as error:
+        print(f"no report.html: {error}")
+        return
+    print(f"report: {write_report(output)[0]}")
 
 
 def _print(results: dict[str, RunResult]) -> None:
