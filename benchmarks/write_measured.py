@@ -40,7 +40,8 @@ def cost(cell: dict[str, Any], full: dict[str, Any]) -> str:
     start = f", {cell['start_s']:.1f} s before step 0" if cell["start_s"] >= 0.5 else ""
     return (
         f"a step takes about {cell['ratio']:.1f} times that of full fine-tuning{start}; peak memory beyond the model "
-        f"{cell['extra_mib'] / full['extra_mib']:.2f} times (MiniLM, one CPU thread: docs/performance.md)"
+        f"{cell['extra_mib'] / full['extra_mib']:.2f} times (MiniLM, one CPU thread, reference engine: "
+        "docs/performance.md)"
     )
 
 

@@ -73,91 +73,91 @@ FOUND: dict[str, str] = {
 COST: dict[str, str] = {
     "bitfit": (
         "a step takes about 0.6 times that of full fine-tuning; peak memory beyond the model 0.36 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "child-tuning-d": (
         "a step takes about 1.0 times that of full fine-tuning, 2.1 s before step 0; peak memory beyond "
-        "the model 0.60 times (MiniLM, one CPU thread: docs/performance.md)"
+        "the model 0.60 times (MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "child-tuning-f": (
         "a step takes about 1.3 times that of full fine-tuning; peak memory beyond the model 1.01 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "dps-dense": (
         "a step takes about 1.3 times that of full fine-tuning; peak memory beyond the model 1.06 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "dps-mix": (
         "a step takes about 1.4 times that of full fine-tuning; peak memory beyond the model 1.08 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "fish": (
         "a step takes about 1.3 times that of full fine-tuning, 4.0 s before step 0; peak memory beyond "
-        "the model 1.08 times (MiniLM, one CPU thread: docs/performance.md)"
+        "the model 1.08 times (MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "full": ("what the others are measured by: peak memory beyond the model 669 MiB with MiniLM"),
     "gradual-unfreezing": (
         "a step takes about 1.0 times that of full fine-tuning; peak memory beyond the model 0.82 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "head-only": (
         "a step takes about 0.3 times that of full fine-tuning; peak memory beyond the model 0.17 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "hype": (
         "a step takes about 0.9 times that of full fine-tuning; peak memory beyond the model 0.92 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "l2-sp": (
         "a step takes about 1.2 times that of full fine-tuning; peak memory beyond the model 1.05 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "lora": (
         "a step takes about 0.6 times that of full fine-tuning; peak memory beyond the model 0.41 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "lt-sft": (
         "a step takes about 1.4 times that of full fine-tuning, 16.0 s before step 0; peak memory beyond "
-        "the model 1.12 times (MiniLM, one CPU thread: docs/performance.md)"
+        "the model 1.12 times (MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "mixout": (
         "a step takes about 1.1 times that of full fine-tuning; peak memory beyond the model 1.02 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "noisy-tune": (
         "a step takes about 1.0 times that of full fine-tuning, 0.6 s before step 0; peak memory beyond "
-        "the model 1.12 times (MiniLM, one CPU thread: docs/performance.md)"
+        "the model 1.12 times (MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "r-drop": (
         "a step takes about 1.8 times that of full fine-tuning; peak memory beyond the model 1.21 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "r3f": (
         "a step takes about 1.8 times that of full fine-tuning; peak memory beyond the model 1.21 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "random-rows-columns": (
         "a step takes about 0.9 times that of full fine-tuning; peak memory beyond the model 0.59 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "random-subset": (
         "a step takes about 0.9 times that of full fine-tuning, 0.7 s before step 0; peak memory beyond "
-        "the model 0.59 times (MiniLM, one CPU thread: docs/performance.md)"
+        "the model 0.59 times (MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "recadam": (
         "a step takes about 1.4 times that of full fine-tuning; peak memory beyond the model 1.19 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "top-k-layers": (
         "a step takes about 0.6 times that of full fine-tuning; peak memory beyond the model 0.46 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "ulmfit": (
         "a step takes about 1.0 times that of full fine-tuning; peak memory beyond the model 0.84 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
     "weight-decay": (
         "a step takes about 1.4 times that of full fine-tuning; peak memory beyond the model 1.19 times "
-        "(MiniLM, one CPU thread: docs/performance.md)"
+        "(MiniLM, one CPU thread, reference engine: docs/performance.md)"
     ),
 }
