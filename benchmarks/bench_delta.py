@@ -134,7 +134,8 @@ def text(results: list[dict[str, Any]]) -> str:
             f"{result['fingerprint'] * 1e3:.1f} ms. File system: {facts['file system']}."
         ]
         if facts["keep"] == 0.3 and ours["bytes"] > 10**7:  # a small file's time is that of its header
-            slow = [what for what in ("save", "load", "and apply") if ours[what]["MB/s"]["median"] < SLOWEST]
+            named = {"save": "save", "load": "load", "and apply": "load and apply"}
+            slow = [words for what, words in named.items() if ours[what]["MB/s"]["median"] < SLOWEST]
             lines[0] += f" Target of {SLOWEST} MB/s: " + (f"missed by {', '.join(slow)}." if slow else "met.")
         columns = {
             "format": "name",

@@ -1,8 +1,8 @@
 """Fit a linear head for other tasks on the frozen tuned encoder: how much of what it knew is left, and found.
 
 Differs from HyPe's version (ACL 2023, section 5.4) in: the head is fitted to its optimum by scikit-learn, at a fixed
-strength of regularisation on standardised features; there it is trained by SGD (learning rate 1e-3, 3 epochs, batch
-16), and what it scores depends on those too.
+strength of regularisation on standardised features; there it is trained step by step (learning rate 1e-3, 3
+epochs, batch 16), and what it scores depends on those too.
 """
 
 from __future__ import annotations
