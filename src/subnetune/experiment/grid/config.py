@@ -34,6 +34,7 @@ OF_CELLS = frozenset(
 )
 # What a task says of its own files, and what a method may be besides a run's options.
 OF_TASKS = frozenset(("train_file", "dev_file", "text", "label", "regression"))
+LONGEST_NAME = 200  # characters; YAML reads no key of more than 1024
 Options: TypeAlias = dict[str, Any]
 Table: TypeAlias = dict[str, Options]
 
@@ -65,6 +66,8 @@ def _table(value: object) -> object:
     """Read `a,b`, a list of names, or a mapping from names to options (None: no options)."""
     names = _several(value)
     if isinstance(names, tuple):
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a list holds names alone; options stand in a mapping, such as `full: {lr: 1.0e-4}`")
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]!r} stands there twice")
         return {name: {} for name in names}
@@ -179,9 +182,14 @@ class GridConfig(_Strict):
         from subnetune.methods import get
         from subnetune.tasks import find_task
 
+        for name in (*self.tasks, *self.methods):
+            if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+                raise ValueError(f"a name has 1 to {LONGEST_NAME} printable characters, not {repr(name)[:80]}")
+        known: dict[str, str] = {}
         for name, entry in self.tasks.items():
             if "train_file" not in entry and "dev_file" not in entry:
-                find_task(name)
+                if (other := known.setdefault(find_task(name).name, name)) != name:
+                    raise ValueError(f"tasks: {name!r} is the task {other!r} again")
             elif missing := [part for part in ("train_file", "dev_file", "text", "label") if part not in entry]:
                 raise ValueError(f"tasks.{name}: own files need {', '.join(missing)} too")
         for label, entry in self.methods.items():
@@ -229,7 +237,7 @@ class GridConfig(_Strict):
         try:
             grid = cls.model_validate(with_protocol(values))
         except ValidationError as error:
-            problems = dict.fromkeys(_problem(problem, source) for problem in error.errors())
+            problems = dict.fromkeys(problem_text(problem, source) for problem in error.errors())
             raise UsageError("\n".join(problems)) from None
         missing = [name for name in ("tasks", "methods") if not getattr(grid, name)]
         if missing:
@@ -249,7 +257,9 @@ def over(below: Mapping[str, object], values: Mapping[str, object]) -> dict[str,
                 merged[name]["options"] = {**first["options"], **second["options"]}  # type: ignore[index]
     for name in ("tasks", "methods"):
         first, second = below.get(name), _several(values.get(name))
-        if isinstance(first, Mapping) and isinstance(second, tuple) and len(set(second)) == len(second):
+        if not isinstance(first, Mapping) or not isinstance(second, tuple):
+            continue
+        if all(isinstance(label, str) for label in second) and len(set(second)) == len(second):
             merged[name] = {label: first.get(label) for label in second}
     return merged
 
@@ -267,16 +277,21 @@ def _check_options(where: str, given: Options, of_grid: frozenset[str], more: tu
             raise ValueError(f"{where}: {name!r} is said by the grid itself, not among the options there")
         if name not in field_names() and name not in more:
             raise ValueError(f"{where}: unknown option {name!r}{nearest(name, field_names())}")
+        value = given[name]
+        if not isinstance(value, Mapping) and (name == "options" or (name == "search" and value is not None)):
+            raise ValueError(f"{where}.{name}: got {repr(value)[:80]}, allowed is a mapping from names to values")
 
 
-def _problem(problem: Any, source: str) -> str:
+def problem_text(problem: Any, source: str) -> str:
+    """Return one of pydantic's errors about a grid as a line: where, what was got, what is allowed."""
     named = problem["loc"][:1] in (("tasks",), ("methods",), ("search",))
     path = ".".join(str(part) for part in problem["loc"][: 2 if named else 1])
     message = str(problem["msg"]).removeprefix("Value error, ")
     where = f"{source}: " if source else ""
-    field = GridConfig.model_fields.get(str(problem["loc"][0])) if problem["loc"] else None
+    kind: type[BaseModel] = Search if problem["loc"][:1] == ("search",) and "." in path else GridConfig
+    field = kind.model_fields.get(path.removeprefix("search.") if kind is Search else path.partition(".")[0])
     if problem["type"] == "extra_forbidden":
-        near = nearest(path, GridConfig.model_fields)
+        near = nearest(path.removeprefix("search."), kind.model_fields)
         hint = "; options of runs stand under `common`" if path in field_names() else near
         return f"{where}unknown option {path!r}{hint}"
     if problem["type"] == "value_error" or field is None:

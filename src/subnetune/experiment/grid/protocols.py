@@ -106,7 +106,7 @@ def _with_options(methods: object, options: Mapping[str, Mapping[str, Any]]) -> 
     if isinstance(methods, str):
         methods = [label.strip() for label in methods.split(",")] if methods.strip() else []
     if isinstance(methods, list | tuple):
-        if len(set(map(str, methods))) < len(methods):
+        if not all(isinstance(label, str) for label in methods) or len(set(methods)) < len(methods):
             return methods  # refused by the grid, which says why
         methods = dict.fromkeys(methods)
     if not isinstance(methods, Mapping):
@@ -121,4 +121,9 @@ def _method(label: object, entry: object) -> str:
 def _under(entry: object, options: Mapping[str, Any]) -> object:
     if entry is None:
         return dict(options)
-    return {**options, **entry} if isinstance(entry, Mapping) else entry
+    if not isinstance(entry, Mapping):
+        return entry
+    merged = {**options, **entry}
+    if isinstance(options.get("search"), Mapping) and isinstance(entry.get("search"), Mapping):
+        merged["search"] = {**options["search"], **entry["search"]}
+    return merged

@@ -119,6 +119,7 @@ RATES = [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3]
         ({"mine": {"method": "child-tuning-d"}}, "mine", [0.1, 0.2, 0.3]),
         ({"child-tuning-d": {"keep": 0.5}}, "child-tuning-d", None),
         ({"child-tuning-d": {"search": {"keep": [0.5, 0.6]}}}, "child-tuning-d", [0.5, 0.6]),
+        ({"child-tuning-d": {"search": {"holdout": 0.2}}}, "child-tuning-d", [0.1, 0.2, 0.3]),
         ({"child-tuning-d": None}, "child-tuning-d", [0.1, 0.2, 0.3]),
     ],
 )
