@@ -68,8 +68,11 @@ def best_p(entry: Entry, block: Block) -> float:
 
 
 def _at_level(entry: Entry, block: Block) -> bool:
-    mean = entry.summary.mean
-    return block.majority is not None and mean is not None and mean <= block.majority + 1e-9
+    """Whether a method learned nothing here: its mean is at the level of always saying the same, and so are half of
+    its runs by every metric."""
+    found = entry.summary
+    low = block.majority is not None and found.mean is not None and found.mean <= block.majority + 1e-9
+    return low and 2 * found.at_majority >= found.n
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ def _on(baseline: str, block: Block, place: str) -> Iterator[str]:
         yield from _sentences(baseline, block, block.entries, place)
         at_level = [(one.method, one.summary.at_majority, one.summary.n) for one in block.entries]
         if low:
-            yield f"{_shares(at_level)} on {place} learned nothing ({level})."
+            yield f"{_shares(at_level)} on {place} learned nothing{f' ({level})' if level else ''}."
     failed = [(one.method, one.summary.failed, one.expected) for one in block.entries]
     if block.kind == "task" and (count := sum(number for _, number, _ in failed)):
         yield f"{_shares(failed)} on {place} failed and {'has' if count == 1 else 'have'} no score."

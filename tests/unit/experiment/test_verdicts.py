@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from made_rows import made_row, made_rows
@@ -128,6 +130,24 @@ def test_a_task_is_not_learned_where_one_lucky_run_lifts_no_mean() -> None:
     (sentence,) = said(rows)
     wanted = "rte at 500 examples was not learned: nothing can be said about the methods (19 of 20 runs are at or below"
     assert sentence.startswith(wanted)
+
+
+def test_a_task_was_learned_where_another_metric_says_so() -> None:
+    def with_accuracy(row: Row, accuracy: float) -> Row:
+        assert row.result is not None
+        scores, levels = {**row.result.evaluation["dev"], "accuracy": accuracy}, {"f1": 0.81, "accuracy": 0.68}
+        return replace(row, result=replace(row.result, evaluation={"dev": scores}, majority={"dev": levels}))
+
+    made = made_rows("mrpc", {"full": BASE, "lora": plus(GAINS)}, metric="f1", size=None)
+    learned = said([with_accuracy(row, 0.72) for row in made])
+    assert learned[0].startswith("lora beats full on mrpc: mean +1.0 points")
+    assert not any("learned" in sentence for sentence in learned)
+    assert said([with_accuracy(row, 0.68) for row in made])[0].startswith("mrpc was not learned")
+
+
+def test_a_level_that_runs_do_not_agree_on_is_not_told() -> None:
+    rows = [*made_rows("rte", {"full": [0.5]}, majority=0.5), *made_rows("rte", {"lora": [0.6]}, majority=0.51)]
+    assert said(rows)[-1] == "1 of 1 run of full on rte at 500 examples learned nothing."
 
 
 def test_no_method_beats_a_baseline_where_neither_learned() -> None:

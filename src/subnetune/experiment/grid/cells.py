@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic import ValidationError
+
 from subnetune.core.errors import UsageError
 from subnetune.experiment.config import RunConfig, resolve
-from subnetune.experiment.grid.config import BUDGET, GridConfig, Search
+from subnetune.experiment.grid.config import BUDGET, GridConfig, Search, problem_text
 from subnetune.experiment.rundir import read_json
 
 Stage = Literal["search", "run"]
 # What changes where or how fast a cell runs, not what comes out (threads: the last digits, if anything).
 OF_METHODS = frozenset(("keep", "cycle", "peft_config"))  # options that some methods have
 _END = 64 * 1024  # bytes
+_FILES = ("train_file", "dev_file", "peft_config")
 NOT_IN_HASH = frozenset(("output", "resume", "data_dir", "threads", "save_steps", "eval_batch_size", "track"))
 
 
@@ -63,12 +66,28 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """Return the options that differ from their defaults; a folder or file counts by its content, not its place."""
         found = {k: v for k, v in self.values.items() if k not in NOT_IN_HASH}
-        if Path(str(found.get("model", ""))).is_dir():
-            found["model"] = model_digest(str(found["model"]))
-        for name in ("train_file", "dev_file", "peft_config"):
+        model = Path(str(found.get("model", "")))
+        if model.is_dir():
+            found["model"] = model_digest(str(model))
+        elif model.is_absolute():
+            found["model"] = model.name
+        for name in _FILES:
             if found.get(name):
                 found[name] = file_digest(str(found[name]))
         return found
+
+    @property
+    def here(self) -> bool:
+        """Whether what counts by its content is here. Where it is not, the name is another than it was with it."""
+        files = [Path(str(self.values[name])) for name in _FILES if self.values.get(name)]
+        model = Path(str(self.values.get("model", "")))
+        return (model.is_dir() or not model.is_absolute()) and all(file.is_file() for file in files)
+
+    @property
+    def description(self) -> str:
+        """Return what the cell was told, files by their place: it tells cells apart where contents are not here."""
+        told = {name: value for name, value in self.values.items() if name not in NOT_IN_HASH}
+        return json.dumps([*self.group, self.seed, self.stage, told], sort_keys=True)
 
     def config(self, **more: Any) -> RunConfig:
         """Return the run, resolved. `more` says where and how it runs (output, threads, resume)."""
@@ -185,8 +204,9 @@ def search_of(grid: GridConfig, label: str) -> Search | None:
     below = grid.search.model_dump() if grid.search else {}
     try:
         return Search.model_validate({**below, **own})
-    except ValueError as error:
-        raise UsageError(f"methods.{label}.search: {error}") from None
+    except ValidationError as error:
+        found = [problem_text({**problem, "loc": ("search", *problem["loc"])}, "") for problem in error.errors()]
+        raise UsageError("\n".join(dict.fromkeys(f"methods.{label}: {text}" for text in found))) from None
 
 
 def settings_of(grid: GridConfig, label: str) -> list[dict[str, Any]]:

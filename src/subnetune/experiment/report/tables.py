@@ -80,7 +80,7 @@ def scores_table(comparison: Comparison) -> Table:
             "no better",
             "number",
             "runs that scored no better than always predicting the most frequent class (or "
-            "the mean); they count among the n",
+            "the mean) by any of the task's metrics; they count among the n",
         ),
         Column("majority", "number", "the score of always predicting the most frequent class, or the mean"),
     )

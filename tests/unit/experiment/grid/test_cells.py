@@ -92,6 +92,8 @@ def test_files_and_folders_count_by_content_not_by_place(tmp_path: Path) -> None
     assert cell(tmp_path / "b", "sentence,label\n", b"0" * 200_000).name == first.name
     assert cell(tmp_path / "c", "sentence,label\nx,y\n", b"0" * 200_000).name != first.name
     assert cell(tmp_path / "d", "sentence,label\n", b"0" * 199_999 + b"1").name != first.name
+    absent = one(grid(model=str(tmp_path / "gone" / "model")))
+    assert (absent.identity()["model"], absent.here, first.here) == ("model", False, True)
 
 
 def test_the_order_in_which_options_win() -> None:
@@ -185,6 +187,7 @@ def test_a_label_with_odd_characters_makes_a_safe_name() -> None:
         ({"common": {"lr": -1}}, "rte, full: lr: got -1"),
         ({"common": {"options": {"unitt": "row"}}}, "has an option 'unitt'; did you mean 'unit'"),
         ({"search": {"lr": [1e-4, 20.0]}}, "rte, full: lr: got 20.0"),
+        ({"methods": {"full": {"search": {"lr": 1e-4}}}}, "methods.full: search.lr: got 0.0001, allowed is a list of"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )

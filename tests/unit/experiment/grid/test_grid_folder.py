@@ -63,6 +63,13 @@ def test_a_result_is_there_once_it_is_written(folder: GridFolder) -> None:
         folder.result(cell)
 
 
+@pytest.mark.parametrize(("f1", "accuracy", "low"), [(0.80, 0.72, False), (0.80, 0.68, True), (0.82, 0.6, False)])
+def test_a_run_learned_something_where_one_of_the_metrics_says_so(f1: float, accuracy: float, low: bool) -> None:
+    scores, levels = {"f1": f1, "accuracy": accuracy}, {"f1": 0.81, "accuracy": 0.68}
+    result = CellResult("done", metric="f1", value=f1, evaluation={"dev": scores}, majority={"dev": levels})
+    assert result.at_majority is low
+
+
 def test_a_search_chooses_the_best_mean_and_of_equals_the_first(folder: GridFolder) -> None:
     found = grid(search={"lr": [1e-4, 1e-3, 1e-2], "seeds": [1, 2]})
     cells = search_cells(found, GROUP)
