@@ -83,6 +83,20 @@ def test_a_grid_is_run_gone_on_with_and_changed(compare: Run, root: Path, tmp_pa
     assert steady((folder / "results.csv").read_text()).splitlines()[1] == steady(results).splitlines()[1]
 
 
+def test_a_grid_of_relative_files_goes_on_from_another_folder(
+    compare: Run, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {"mine": {**own_files(root), "train_file": "train.csv", "dev_file": "dev.csv"}}
+    file = write_grid_file(tmp_path / "grid.yaml", grid_values(root, model="model", tasks=tasks, methods="full"))
+    monkeypatch.chdir(root)
+    first = compare("--config", file, "--output", tmp_path / "out", "--max-steps", 1)
+    assert first.code == 0, first.err
+    monkeypatch.chdir(tmp_path / "out")
+    again = compare("--config", "grid.yaml", "--output", ".", "--max-steps", 1)
+    assert (again.code, again.out) == (0, first.out)
+    assert starts(tmp_path / "out").total() == 2
+
+
 def test_a_failed_cell_is_shown_and_run_again_when_asked(compare: Run, root: Path, tmp_path: Path) -> None:
     methods = {"full": {}, "wild": {"method": "full", **DIVERGING}}
     file = write_grid_file(tmp_path / "grid.yaml", grid_values(root, methods=methods, seeds=[1]))

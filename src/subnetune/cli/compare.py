@@ -140,12 +140,13 @@ def compare(
 def _definition(folder: GridFolder, config: Path | None, flags: Mapping[str, object]) -> GridConfig:
     """Return the grid that file and flags describe; where they do not say what to compare, the folder's, changed."""
     from subnetune.experiment.grid.config import load_grid
+    from subnetune.experiment.grid.places import anchored
 
     whole = config is not None or "preset" in flags or {"tasks", "methods"} <= flags.keys()
     if not whole and folder.definition.is_file():
         print(f"going on with the grid of {folder.definition}", file=sys.stderr)
-        return load_grid(folder.definition, flags)
-    return load_grid(config, flags)
+        return anchored(load_grid(folder.definition, flags))
+    return anchored(load_grid(config, flags))
 
 
 def _say_what_stays(folder: GridFolder, grid: GridConfig, plan: Plan) -> None:

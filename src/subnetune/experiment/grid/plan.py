@@ -82,7 +82,7 @@ class Plan:
         """
         if self.waiting:
             return 0
-        mine = {cell.name for cell in self.cells()}
+        mine = {self.folder.name_of(cell) for cell in self.cells()}
         found = (path.parent.name for path in (self.folder.path / "cells").glob("[!.]*/result.json"))
         return sum(name not in mine for name in found)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from subnetune.experiment.grid.cells import Cell, Group, groups, run_cells
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
+from subnetune.experiment.grid.places import without_folders
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def search_rows(folder: GridFolder, grid: GridConfig | None = None) -> list[Row]
 
 
 def _row(folder: GridFolder, cell: Cell) -> Row:
-    return Row(cell.group, cell.seed, cell.name, folder.result(cell), cell.setting)
+    return Row(cell.group, cell.seed, folder.name_of(cell), folder.result(cell), cell.setting)
 
 
 # The settings that every row records, so that no comparison hides an unequal budget.
@@ -95,7 +96,7 @@ def _cells(row: Row, scores: Iterable[str]) -> list[object]:
         *(result.settings.get(name, row.setting.get(name, "")) for name in SETTINGS),
         *((result.trained, result.total, result.delta_bytes) if done else ("", "", "")),
         *((result.seconds, result.peak_memory_bytes) if done else ("", "")),
-        f"{result.error['type']}: {result.error['message']}" if result.error else "",
+        without_folders(f"{result.error['type']}: {result.error['message']}") if result.error else "",
         row.name,
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from subnetune.experiment.grid.places import without_folders
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.numbers import NONE, duration, plural, score, size, train_size
 from subnetune.experiment.report.source import Runs
@@ -76,7 +77,7 @@ def failed_table(rows: Sequence[Row]) -> Table:
         if row.state != "failed":
             continue
         error = (row.result.error if row.result else None) or {}
-        values = (words(error.get("type", "")), words(error.get("message", "")), words(row.name))
+        values = (words(error.get("type", "")), words(without_folders(error.get("message", ""))), words(row.name))
         lines.append(_line(row, *values))
     columns = (*_START, Column("error"), Column("message"), Column("folder", "code"))
     note = f"n = {plural(len(lines), 'cell')}. A failed cell has no score; in a grid `--retry-failed` runs it again."
@@ -140,5 +141,5 @@ def missing_lines(rows: Sequence[Row]) -> list[str]:
 
 def skipped_lines(rows: Sequence[Row]) -> list[str]:
     """Return a line per evaluation set that was left out, with the reason."""
-    found = {f"{name}: {why}": None for row in rows if row.result for name, why in row.result.skipped.items()}
-    return list(found)
+    found = [(name, why) for row in rows if row.result for name, why in row.result.skipped.items()]
+    return list(dict.fromkeys(f"{name}: {without_folders(why)}" for name, why in found))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from subnetune.experiment.grid.config import GridConfig
+from subnetune.experiment.grid.places import FILES
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.numbers import NONE, plural, train_size
 from subnetune.experiment.report.source import Runs
@@ -59,8 +60,8 @@ def without_folders(grid: GridConfig) -> GridConfig:
         values["data_dir"] = "DATA"
     if Path(str(values["model"])).is_absolute():
         values["model"] = Path(str(values["model"])).name
-    for entry in (*values["tasks"].values(), *values["methods"].values()):
-        for name in ("train_file", "dev_file", "peft_config"):
+    for entry in (*values["tasks"].values(), *values["methods"].values(), values["common"]):
+        for name in FILES:
             if entry.get(name):
                 entry[name] = Path(str(entry[name])).name
     return grid.from_values(values)
