@@ -165,6 +165,8 @@ def test_filters_narrow_all_tables_and_say_how_many_rows_are_left(open_page: Any
 
 def test_nothing_but_wide_tables_and_plots_scrolls_sideways(open_page: Any) -> None:
     open_page.execute_script("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    named = "document.querySelectorAll('.lead, .verdicts li, .contents a, .note, figcaption, .lines li, h3')"
+    open_page.execute_script(f"{named}.forEach(one => {{ one.textContent = 'a-long-name'.repeat(18); }})")
     for width in (320, 390, 768, 1280):
         emulate(open_page, width)
         wide = open_page.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")

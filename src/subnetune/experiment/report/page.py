@@ -99,7 +99,9 @@ def title_of(runs: Runs) -> str:
     methods, tasks = runs.methods, runs.tasks
     who = methods[0] if len(methods) == 1 else plural(len(methods), "method")
     where = tasks[0] if len(tasks) == 1 else plural(len(tasks), "task")
-    return f"{who} on {where}, {plural(len(runs.seeds), 'seed')}"
+    counts = {len({row.seed for row in runs.rows if row.group.task == task}) for task in tasks}
+    seeds = plural(max(counts), "seed")
+    return f"{who} on {where}, {seeds if len(counts) == 1 else f'{min(counts)} to {seeds}'}"
 
 
 def _facts(runs: Runs) -> tuple[tuple[str, str], ...]:

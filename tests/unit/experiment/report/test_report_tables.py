@@ -14,6 +14,7 @@ from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
 from subnetune.experiment.report.glance import coverage_table, glance_table
+from subnetune.experiment.report.page import title_of
 from subnetune.experiment.report.reproduce import reproduction, without_folders
 from subnetune.experiment.report.source import Runs, read_runs
 from subnetune.experiment.report.table import Column, Line, Table, Value, words
@@ -149,11 +150,27 @@ def test_no_folder_of_the_machine_is_shown(runs: Runs) -> None:
     files = {"train_file": "/home/me/train.csv", "dev_file": "/home/me/dev.csv"}
     tasks = {"own": {**files, "text": ["a"], "label": "b"}}
     values = {"tasks": tasks, "methods": "full", "data_dir": "/home/me/data", "model": "/home/me/model"}
+    values["common"] = {"peft_config": "/home/me/adapter.json"}
     shown = without_folders(GridConfig.from_values(values))
     assert "/home" not in shown.to_yaml()
     assert (shown.model, str(shown.data_dir)) == ("model", "DATA")
     assert shown.tasks["own"]["train_file"] == "train.csv"
     assert without_folders(runs.grid) == runs.grid
+
+
+def test_messages_name_files_without_their_folders() -> None:
+    error = {"type": "DataError", "message": "/home/me/train.csv, line 3: 1 fields"}
+    row = Row(Group("rte", "full", None), 1, "a", CellResult("failed", error=error), {})
+    assert [value.text for value in column(failed_table([row]), "message")] == ["train.csv, line 3: 1 fields"]
+    left = Row(Group("rte", "full", None), 1, "a", CellResult("done", skipped={"analysis": "/home/me/x: damaged"}), {})
+    assert skipped_lines([left]) == ["analysis: x: damaged"]
+
+
+def test_the_title_says_how_many_seeds_each_task_has(tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path / "grid")
+    for seeds, words_ in ((2, "2 seeds"), ({"rte": 1, "mrpc": 3}, "1 to 3 seeds"), (1, "1 seed")):
+        folder.write_grid(GridConfig.from_values({"tasks": "rte,mrpc", "methods": "full,bitfit", "seeds": seeds}))
+        assert title_of(read_runs(folder.path)) == f"2 methods on 2 tasks, {words_}"
 
 
 def test_a_table_whose_rows_do_not_fit_its_columns_is_refused() -> None:
