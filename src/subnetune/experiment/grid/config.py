@@ -121,9 +121,7 @@ class Search(_Strict):
     """
 
     holdout: float = option(0.3, "The share of train that is held out.", "a number in (0, 1)", gt=0, lt=1)
-    max_eval: int | None = option(
-        None, "Evaluate on so many of it, drawn by train_seed.", "an integer of at least 1", ge=1
-    )
+    max_eval: int | None = option(None, "Evaluate on so many drawn of it.", "an integer of at least 1", ge=1)
     seeds: Annotated[Seeds, BeforeValidator(_seeds)] = option((42,), "Seeds of the search.", "a number or a list")
     lr: Numbers = option((), "Learning rates.", "a list of numbers")
     keep: Numbers = option((), "Fractions that train.", "a list of numbers")
@@ -165,9 +163,7 @@ class GridConfig(_Strict):
         "first", "Analyse representations and loss surface of no run, the first seed's, or all.", "none, first or all"
     )
     artefacts: Literal["all", "first", "none"] = option(
-        "all",
-        "Keep deltas and checkpoints of all runs, of the first seed's, or of none; masks stay.",
-        "all, first or none",
+        "all", "Keep deltas and checkpoints of all runs, the first seed's, or none; masks stay.", "all, first or none"
     )
 
     @field_validator("train_size")
