@@ -130,7 +130,8 @@ def _on(baseline: str, block: Block, place: str) -> Iterator[str]:
     if not learned(block):
         what = f"{low} of {runs} runs are {level}, and so is the mean of every method"
         if low == runs:
-            what = f"all {runs} runs are {level}" if runs > 1 else f"the only run is {level}"
+            who = {1: "the only run is", 2: "both runs are"}.get(runs, f"all {runs} runs are")
+            what = f"{who} {level}"
         yield f"{place} was not learned: nothing can be said about the methods ({what})."
     else:
         yield from _sentences(baseline, block, block.entries, place)

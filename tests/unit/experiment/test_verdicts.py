@@ -123,6 +123,8 @@ def test_a_task_that_no_method_learned_says_nothing_about_methods() -> None:
         "rte at 500 examples was not learned: nothing can be said about the methods"
         " (all 20 runs are at or below the majority level of 0.5271).",
     )
+    (pair,) = said(made_rows("rte", {"full": [0.5], "lora": [0.52]}, majority=0.5271))
+    assert "(both runs are at or below" in pair
 
 
 def test_a_task_is_not_learned_where_one_lucky_run_lifts_no_mean() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
 from subnetune.experiment.report.glance import coverage_table, glance_table
 from subnetune.experiment.report.numbers import plural
-from subnetune.experiment.report.reproduce import Reproduction, reproduction
+from subnetune.experiment.report.reproduce import Reproduction, reproduction, without_folders
 from subnetune.experiment.report.source import Runs
 from subnetune.experiment.report.table import Table
 from subnetune.experiment.report.tables import budget_table, cost_table, differences_table, scores_table
@@ -107,7 +107,9 @@ def title_of(runs: Runs) -> str:
 def _facts(runs: Runs) -> tuple[tuple[str, str], ...]:
     models = dict.fromkeys(str(runs.values(row).get("model", "")) for row in runs.rows if row.name)
     sizes = ["the whole file" if size is None else f"{size:,}" for size in runs.sizes]
-    found = [("Model", ", ".join(name for name in models if name) or (str(runs.grid.model) if runs.grid else ""))]
+    found = [
+        ("Model", ", ".join(name for name in models if name) or (without_folders(runs.grid).model if runs.grid else ""))
+    ]
     if runs.grid is not None and runs.grid.preset:
         found.append(("Protocol", runs.grid.preset))
     found += [

@@ -14,7 +14,7 @@ from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
 from subnetune.experiment.report.glance import coverage_table, glance_table
-from subnetune.experiment.report.page import title_of
+from subnetune.experiment.report.page import make_page, title_of
 from subnetune.experiment.report.reproduce import reproduction, without_folders
 from subnetune.experiment.report.source import Runs, read_runs
 from subnetune.experiment.report.table import Column, Line, Table, Value, words
@@ -180,8 +180,10 @@ def test_a_table_whose_rows_do_not_fit_its_columns_is_refused() -> None:
 
 def test_a_grid_that_has_not_begun_has_its_rows(tmp_path: Path) -> None:
     folder = GridFolder(tmp_path / "grid")
-    folder.write_grid(GridConfig.from_values({"tasks": "rte", "methods": "full,bitfit", "seeds": 2}))
+    values = {"tasks": "rte", "methods": "full,bitfit", "seeds": 2, "model": "/home/me/model"}
+    folder.write_grid(GridConfig.from_values(values))
     found = read_runs(folder.path)
+    assert make_page(found, {}).facts[0] == ("Model", "model")
     assert [value.text for value in column(runs_table(found.rows), "state")] == ["missing"] * 4
     assert reproduction(found, {}).commands[0][1].startswith("subnetune compare")
 
