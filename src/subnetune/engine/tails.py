@@ -65,4 +65,4 @@ def _selected_from(place: Place, start: int) -> Tensor:
     assert place.bits is not None
     if start == place.size:
         return torch.empty(0, dtype=torch.int64, device=place.bits.device)
-    return unpack(place.bits[start // 8 : start // 8 + _LANES // 8], (_LANES,))[: place.size - start].nonzero().view(-1)
+    return unpack(place.bits[start // 8 :], (place.size - start,)).nonzero().view(-1)

@@ -228,6 +228,66 @@ def test_many_tensors_in_one_call_are_each_alone(compiled: Kernels, count: int, 
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
 
 
+# In blocks, of which a thread takes 64 together. Such a run begins amid the second tensor (three times), with the fifth
+# and the sixth, and amid the sixth, whose last block is not full.
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_bitmasks_that_several_runs_share(compiled: Kernels, packed: bool, threads: Callable[[int], None]) -> None:
+    cases = [Case(int(blocks * 4096), 0.1 + 0.1 * i) for i, blocks in enumerate((10, 200, 45, 1, 64, 70.3))]
+    assert all(case.place.bits is not None for case in cases)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        jobs = []
+        for case in cases:
+            gradient = case.gradient[case.index] if packed else case.gradient
+            moments = Moments(*(m.clone() for m in case.packed))
+            jobs.append(Job(case.weights.clone(), gradient, moments, case.rates, case.place, TREATMENTS[0]))
+        compiled.adamw_all(jobs)
+        results.append(jobs)
+    for case, one, two in zip(cases, *results, strict=True):
+        assert same_bits(one.weights, two.weights)
+        assert all(map(same_bits, one.moments, two.moments))
+        plain = outcome(
+            PLAIN,
+            lambda k, w, g, m, case=case: k.adamw_packed(w, g, m, case.rates, case.place),
+            case.weights,
+            case.gradient,
+            case.packed,
+        )
+        for mine, theirs in zip((one.weights, *one.moments), plain, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=3e-8)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bits_amid_other_memory(compiled: Kernels, count: int, threads: Callable[[int], None]) -> None:
+    """A place may share its bits with a file that was read: they begin anywhere, and anything follows them."""
+    threads(count)
+    case = Case(100_003, 0.3)
+    memory = torch.full((case.bits.numel() + 600,), 0xFF, dtype=torch.uint8)
+    memory[3 : 3 + case.bits.numel()] = case.bits
+    place = Place.of_bits(memory[3 : 3 + case.bits.numel()], case.place.size)
+    assert place.bits is not None
+    assert place.bits.data_ptr() % 8 != 0
+    assert place.count == case.index.numel()
+    assert torch.equal(place.indices(), case.index)
+    packed, target = torch.empty(place.count), torch.zeros(place.size)
+    compiled.gather(case.gradient, place, packed)
+    assert same_bits(packed, case.gradient[case.index])
+    compiled.scatter(packed, place, target)
+    assert same_bits(target, torch.where(case.chosen, case.gradient, 0.0))
+    ours, wanted = (
+        outcome(
+            compiled,
+            lambda k, w, g, m, p=p: k.adamw_packed(w, g, m, case.rates, p),
+            case.weights,
+            case.gradient,
+            case.packed,
+        )
+        for p in (place, case.place)
+    )
+    assert all(map(same_bits, ours, wanted))
+
+
 @pytest.mark.parametrize("beta1", [0.0, 0.4, 0.95])
 def test_every_first_momentum(compiled: Kernels, beta1: float) -> None:
     case = Case(1000, 1.0)

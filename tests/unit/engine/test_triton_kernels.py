@@ -66,7 +66,7 @@ def test_new_keys_rates_and_tensors_compile_nothing_new() -> None:
 _TYPES = {
     **dict.fromkeys(("source", "values", "target", "gradient", "inputs", "numbers"), "*fp32"),
     **dict.fromkeys(("size", "count", "columns", "tokens"), "i32"),
-    "out": "*bf16", "bits": "*u8", "index": "*i32", "ranks": "*i64", "table": "*i64", "owner": "*i32",
+    "out": "*bf16", "bits": "*u8", "index": "*i32", "counts": "*i32", "ranks": "*i64", "table": "*i64", "owner": "*i32",
 }  # fmt: skip
 _ROWS = {"NEAR": True, "ZERO": False, "HOLD": False, "PACKED": False, "SCALED": True, "ALIGNED": True, "ROW": 14}
 COMPILED: tuple[tuple[str, dict[str, object]], ...] = (
@@ -78,6 +78,8 @@ COMPILED: tuple[tuple[str, dict[str, object]], ...] = (
     ("adamw", {**_ROWS, "KIND": "index", "BLOCK": 1024, "PACKED": True}),
     ("adamw", {**_ROWS, "KIND": "bits", "BLOCK": 4096}),
     ("adamw", {**_ROWS, "KIND": "bits", "BLOCK": 4096, "PACKED": True}),
+    ("count_all_bits", {"BLOCK": 4096, "ROW": 14}),
+    ("count_bits", {"BYTES": 512}),
     ("gather_index", {"BLOCK": 1024, "ADD": True, "count": 1}),
     ("gather_bits", {"BYTES": 512, "ADD": True}),
     ("gather_bits", {"BYTES": 512, "ADD": False}),

@@ -23,6 +23,7 @@ from subnetune.engine.kernels.plain import PlainKernels
 from subnetune.engine.place import BLOCK, Place
 
 _FEW = 16  # blocks below which a second thread does not pay
+_PIECES = 4  # for each thread: some have more selected entries than others
 _NO_MASK = Treatment(False, False)
 # Entries are moved as numbers of their width. float32 has vector loops, and a move keeps every bit of it.
 _CARRIER = {1: torch.uint8, 2: torch.int16, 4: torch.float32, 8: torch.int64}
@@ -43,7 +44,7 @@ class CpuKernels:
             if place.index is not None:
                 _run(cpu_loops.GATHER_INDEX, place.count, moved[0], _index(place.index), moved[1], add)
             else:
-                _run(cpu_loops.GATHER_BITS, place.size, moved[0], *_bits(place), moved[1], add)
+                _run(cpu_loops.GATHER_BITS, place.size, moved[0], _bits(place), moved[1], add)
 
     def scatter(self, values: Tensor, place: Place, target: Tensor) -> None:
         """Write `values` into the selected entries of `target`."""
@@ -52,7 +53,7 @@ class CpuKernels:
         elif place.index is not None:
             _run(cpu_loops.SCATTER_INDEX, place.count, _bits_of(values), _index(place.index), _bits_of(target))
         else:
-            _run(cpu_loops.SCATTER_BITS, place.size, _bits_of(values), *_bits(place), _bits_of(target))
+            _run(cpu_loops.SCATTER_BITS, place.size, _bits_of(values), _bits(place), _bits_of(target))
 
     def adamw(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
         """Update every entry in place."""
@@ -116,10 +117,9 @@ def _index(index: Tensor) -> Array:
     return index.numpy().view(np.uint32)  # unsigned: compiled code then does not look for negative ones
 
 
-def _bits(place: Place) -> tuple[Array, Array]:
+def _bits(place: Place) -> Array:
     assert place.bits is not None
-    assert place.ranks is not None
-    return place.bits.numpy(), place.ranks.numpy()
+    return place.bits.numpy()
 
 
 class Threads:
@@ -161,4 +161,4 @@ def _run(loop: cpu_loops.Loop, entries: int, *args: object) -> None:
         loop.serial(*args, 0, blocks)
         return
     with THREADS.set(threads):
-        loop.parallel(*args, blocks)
+        loop.parallel(*args, blocks, min(blocks, _PIECES * threads))

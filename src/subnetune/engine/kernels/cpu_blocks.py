@@ -12,6 +12,7 @@ from subnetune.engine.kernels.cpu_moves import (
     TILE,
     Array,
     lowest,
+    ones_in,
     part,
     put,
     put_ahead,
@@ -49,6 +50,7 @@ __all__ = [
     "hashed",
     "int32",
     "masked",
+    "ones_in",
     "put",
     "put_at",
     "take",
@@ -180,7 +182,7 @@ def masked(weights, gradient, first, second, numbers, bits, zero, hold):  # type
 
 @part
 def at_bits(weights, gradient, first, second, numbers, bits, packed, chosen, seen):  # type: ignore[no-untyped-def]
-    """Update the selected entries of a block; averages, and the gradient if so said, are packed."""
+    """Update the selected entries of a block and return their number; averages, gradients if so said, are packed."""
     done = 0
     for low in range(0, weights.size, TILE):
         high = min(weights.size, low + TILE)
@@ -196,6 +198,7 @@ def at_bits(weights, gradient, first, second, numbers, bits, packed, chosen, see
             dense(chosen[:count], seen[:count], first[here], second[here], numbers)
             put_ahead(chosen, these, weights, gradient, low, high)
         done += count
+    return done
 
 
 @part

@@ -31,7 +31,9 @@ Compiled = Callable[..., None]
 
 
 class Loop(NamedTuple):
-    """One operation: `serial(*arrays, low, high)` for blocks low .. high - 1, `parallel(*arrays, blocks)` for all."""
+    """One operation: `serial(*arrays, low, high)` for blocks low .. high - 1, `parallel(*arrays, blocks, pieces)` for
+    all, shared out as so many pieces of neighbours.
+    """
 
     serial: Compiled
     parallel: Compiled
@@ -60,19 +62,34 @@ def compiled_entry(*, parallel: bool) -> Callable[[Callable[..., Any]], Compiled
     return compiled
 
 
+@compiled_entry(parallel=True)
+def _split(bits, blocks, starts, ranks):  # type: ignore[no-untyped-def]
+    """Split the blocks into as many pieces as there are ranks: the first block of each, and how many lie before it."""
+    pieces = ranks.size
+    for p in range(pieces + 1):
+        starts[p] = blocks * p // pieces
+    for p in prange(pieces - 1):
+        ranks[p + 1] = block.ones_in(bits[starts[p] * BLOCK // 8 : starts[p + 1] * BLOCK // 8])
+    for p in range(1, pieces):
+        ranks[p] += ranks[p - 1]
+
+
 @compiled_entry(parallel=False)
-def _gather_bits(source, bits, ranks, out, add, low, high):  # type: ignore[no-untyped-def]
+def _gather_bits(source, bits, out, add, low, high, rank=0):  # type: ignore[no-untyped-def]
     buffer = np.empty(BLOCK + SLACK, source.dtype)
     for b in range(low, high):
         here = source[b * BLOCK : min(source.size, (b + 1) * BLOCK)]
         count = block.take(here, bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8], buffer)
-        block.write(buffer[:count], out[ranks[b] : ranks[b + 1]], add)
+        block.write(buffer[:count], out[rank : rank + count], add)
+        rank += count
 
 
 @compiled_entry(parallel=True)
-def _gather_bits_parallel(source, bits, ranks, out, add, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _gather_bits(source, bits, ranks, out, add, b, b + 1)
+def _gather_bits_parallel(source, bits, out, add, blocks, pieces):  # type: ignore[no-untyped-def]
+    starts, ranks = np.zeros(pieces + 1, np.int64), np.zeros(pieces, np.int64)
+    _split(bits, blocks, starts, ranks)
+    for p in prange(pieces):
+        _gather_bits(source, bits, out, add, starts[p], starts[p + 1], ranks[p])
 
 
 @compiled_entry(parallel=False)
@@ -85,22 +102,26 @@ def _gather_index(source, index, out, add, low, high):  # type: ignore[no-untype
 
 
 @compiled_entry(parallel=True)
-def _gather_index_parallel(source, index, out, add, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _gather_index(source, index, out, add, b, b + 1)
+def _gather_index_parallel(source, index, out, add, blocks, pieces):  # type: ignore[no-untyped-def]
+    for p in prange(pieces):
+        _gather_index(source, index, out, add, blocks * p // pieces, blocks * (p + 1) // pieces)
 
 
 @compiled_entry(parallel=False)
-def _scatter_bits(values, bits, ranks, target, low, high):  # type: ignore[no-untyped-def]
+def _scatter_bits(values, bits, target, low, high, rank=0):  # type: ignore[no-untyped-def]
     for b in range(low, high):
-        here = target[b * BLOCK : min(target.size, (b + 1) * BLOCK)]
-        block.put(values[ranks[b] : ranks[b + 1]], bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8], here)
+        these = bits[b * BLOCK // 8 : (b + 1) * BLOCK // 8]
+        count = block.ones_in(these)
+        block.put(values[rank : rank + count], these, target[b * BLOCK : min(target.size, (b + 1) * BLOCK)])
+        rank += count
 
 
 @compiled_entry(parallel=True)
-def _scatter_bits_parallel(values, bits, ranks, target, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _scatter_bits(values, bits, ranks, target, b, b + 1)
+def _scatter_bits_parallel(values, bits, target, blocks, pieces):  # type: ignore[no-untyped-def]
+    starts, ranks = np.zeros(pieces + 1, np.int64), np.zeros(pieces, np.int64)
+    _split(bits, blocks, starts, ranks)
+    for p in prange(pieces):
+        _scatter_bits(values, bits, target, starts[p], starts[p + 1], ranks[p])
 
 
 @compiled_entry(parallel=False)
@@ -111,9 +132,9 @@ def _scatter_index(values, index, target, low, high):  # type: ignore[no-untyped
 
 
 @compiled_entry(parallel=True)
-def _scatter_index_parallel(values, index, target, blocks):  # type: ignore[no-untyped-def]
-    for b in prange(blocks):
-        _scatter_index(values, index, target, b, b + 1)
+def _scatter_index_parallel(values, index, target, blocks, pieces):  # type: ignore[no-untyped-def]
+    for p in prange(pieces):
+        _scatter_index(values, index, target, blocks * p // pieces, blocks * (p + 1) // pieces)
 
 
 GATHER_BITS = Loop(_gather_bits, _gather_bits_parallel)

@@ -2,7 +2,8 @@
 
 A call for each tensor costs more in Python than small tensors take to update, and models have hundreds of them. Here
 the tensors' addresses go in as a table. Neighbouring blocks alternate between the threads in runs, since blocks with
-few selected entries take less time than others.
+few selected entries take less time than others. Where a run begins amid a tensor with a bitmask, the selected entries
+before it are counted first.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from subnetune.engine.place import Place
 _RUN = 64  # neighbouring blocks that one thread takes together
 WHOLE, HASHED, MASKED, AT_BITS, AT_INDEX = range(5)
 # Columns of the table.
-KIND, WEIGHTS, GRADIENT, FIRST, SECOND, SIZE, RATES, PLACE, RANKS, ZERO, HOLD, PACKED, START, KEY, LIMIT = range(15)
+KIND, WEIGHTS, GRADIENT, FIRST, SECOND, SIZE, RATES, PLACE, ZERO, HOLD, PACKED, START, KEY, LIMIT = range(14)
 _EVERY = 1 << 31  # a limit above every signed word
 
 
@@ -46,8 +47,17 @@ def _floats(address, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def _one(row, numbers, b, chosen, seen):  # type: ignore[no-untyped-def]
-    """Update block `b` of the tensor that a row of the table describes."""
+def _bits(row, low, high):  # type: ignore[no-untyped-def]
+    """Return the bits of entries low .. high - 1 of a tensor; `low` is a multiple of 8."""
+    return carray(_pointer(row[PLACE] + low // 8), (high - low + 7) // 8, np.uint8)
+
+
+@njit(error_model="numpy")
+def _one(row, numbers, b, rank, chosen, seen):  # type: ignore[no-untyped-def]
+    """Update block `b` of the tensor that a row of the table describes.
+
+    With a bitmask `rank` are the selected entries before the block. Returns the selected entries in it; else 0.
+    """
     low, high = b * BLOCK, min(row[SIZE], (b + 1) * BLOCK)
     kind = row[KIND]
     if kind == AT_INDEX:
@@ -58,19 +68,14 @@ def _one(row, numbers, b, chosen, seen):  # type: ignore[no-untyped-def]
         packed = row[PACKED] != 0
         slopes = _floats(row[GRADIENT], low, high) if packed else _floats(row[GRADIENT], 0, size)
         block.at_index(weights, slopes, first, second, numbers, index, packed, chosen, seen)
-        return
+        return 0
     weights = _floats(row[WEIGHTS], low, high)
     if kind == AT_BITS:
-        ranks = carray(_pointer(row[RANKS] + 8 * b), 2, np.int64)
-        begin, end = ranks[0], ranks[1]
-        bits = carray(_pointer(row[PLACE] + low // 8), BLOCK // 8, np.uint8)
-        first, second = _floats(row[FIRST], begin, end), _floats(row[SECOND], begin, end)
+        bits, end = _bits(row, low, high), rank + (high - low)  # at most so many are selected
+        first, second = _floats(row[FIRST], rank, end), _floats(row[SECOND], rank, end)
         packed = row[PACKED] != 0
-        if packed:
-            low, high = begin, end
-        slopes = _floats(row[GRADIENT], low, high)
-        block.at_bits(weights, slopes, first, second, numbers, bits, packed, chosen, seen)
-        return
+        slopes = _floats(row[GRADIENT], rank, end) if packed else _floats(row[GRADIENT], low, high)
+        return block.at_bits(weights, slopes, first, second, numbers, bits, packed, chosen, seen)
     gradient = _floats(row[GRADIENT], low, high)
     first, second = _floats(row[FIRST], low, high), _floats(row[SECOND], low, high)
     if kind == WHOLE:
@@ -80,27 +85,48 @@ def _one(row, numbers, b, chosen, seen):  # type: ignore[no-untyped-def]
         limit = block.int32(row[LIMIT])
         block.hashed(weights, gradient, first, second, numbers, base, key, limit, row[ZERO] != 0, row[HOLD] != 0)
     else:
-        bits = carray(_pointer(row[PLACE] + low // 8), (high - low + 7) // 8, np.uint8)
+        bits = _bits(row, low, high)
         block.masked(weights, gradient, first, second, numbers, bits, row[ZERO] != 0, row[HOLD] != 0)
+    return 0
 
 
 @compiled_entry(parallel=False)
-def many(table, numbers, owners, starts, low, high):  # type: ignore[no-untyped-def]
-    """Do pieces low .. high - 1 of the work."""
+def many(table, numbers, owners, starts, low, high, rank):  # type: ignore[no-untyped-def]
+    """Do pieces low .. high - 1 of the work; `rank` selected entries of the first one's tensor lie before it."""
     chosen, seen = np.empty(BLOCK + SLACK, np.float32), np.empty(BLOCK + SLACK, np.float32)
     for item in range(low, high):
         owner = owners[item]
-        row = table[owner]
-        _one(row, numbers[row[RATES]], item - starts[owner], chosen, seen)
+        row, b = table[owner], item - starts[owner]
+        if b == 0:
+            rank = 0
+        rank += _one(row, numbers[row[RATES]], b, rank, chosen, seen)
+
+
+@njit(error_model="numpy")
+def _ones_before(table, owners, starts, item):  # type: ignore[no-untyped-def]
+    """Return how many entries of the tensor of `item`, the first of a run, are selected in the run before."""
+    owner = owners[item]
+    row, end = table[owner], item - starts[owner]
+    if row[KIND] != AT_BITS or end == 0:
+        return 0
+    return block.ones_in(_bits(row, max(0, end - _RUN) * BLOCK, end * BLOCK))
 
 
 @compiled_entry(parallel=True)
 def many_parallel(table, numbers, owners, starts, threads, runs):  # type: ignore[no-untyped-def]
     """Do all of it: thread t takes runs t, t + threads, ..."""
+    ranks = np.zeros(runs, np.int64)
+    for thread in prange(threads):
+        for run in range(thread, runs - 1, threads):
+            ranks[run + 1] = _ones_before(table, owners, starts, (run + 1) * _RUN)
+    for run in range(1, runs):
+        begun = run * _RUN - _RUN
+        if starts[owners[begun + _RUN]] < begun:
+            ranks[run] += ranks[run - 1]
     for thread in prange(threads):
         for run in range(thread, runs, threads):
             low = run * _RUN
-            many(table, numbers, owners, starts, low, min(owners.size, low + _RUN))
+            many(table, numbers, owners, starts, low, min(owners.size, low + _RUN), ranks[run])
 
 
 class Work:
@@ -126,22 +152,22 @@ class Work:
         table[:, SECOND] = [job.moments.second.data_ptr() for job in jobs]
         table[:, ZERO] = [job.treatment.zero_gradient for job in jobs]
         table[:, HOLD] = [job.treatment.hold for job in jobs]
-        table[:, [KIND, SIZE, PACKED, PLACE, RANKS, START, KEY, LIMIT]] = [_described(job) for job in jobs]
+        table[:, [KIND, SIZE, PACKED, PLACE, START, KEY, LIMIT]] = [_described(job) for job in jobs]
 
     def run(self, threads: int) -> None:
         """Do it in so many threads."""
         if threads == 1:
-            many(self.table, self.numbers, self.owners, self.starts, 0, self.owners.size)
+            many(self.table, self.numbers, self.owners, self.starts, 0, self.owners.size, 0)
         else:
             runs = -(-self.owners.size // _RUN)
             many_parallel(self.table, self.numbers, self.owners, self.starts, threads, runs)
 
 
-def _described(job: Job) -> tuple[int, int, bool, int, int, int, int, int]:
+def _described(job: Job) -> tuple[int, int, bool, int, int, int, int]:
     """Return kind, entries to go through, whether the gradient is packed, and what the mask says."""
     weights, gradient, (first, second), _, mask, _ = job
     size = seen = trains = weights.numel()
-    kind, packed, place, ranks, start, key, limit = WHOLE, False, 0, 0, 0, 0, 0
+    kind, packed, place, start, key, limit = WHOLE, False, 0, 0, 0, 0
     if isinstance(mask, Hashed):
         if mask.limit < _EVERY:
             kind, start, key, limit = HASHED, mask.start + mask.first, mask.second, mask.limit
@@ -150,8 +176,8 @@ def _described(job: Job) -> tuple[int, int, bool, int, int, int, int, int]:
         seen = trains if packed else mask.size
         if mask.index is not None:  # its blocks are of the index
             kind, size, place = AT_INDEX, mask.count, mask.index.data_ptr()
-        elif mask.bits is not None and mask.ranks is not None:
-            kind, place, ranks = AT_BITS, mask.bits.data_ptr(), mask.ranks.data_ptr()
+        elif mask.bits is not None:
+            kind, place = AT_BITS, mask.bits.data_ptr()
     elif mask is not None:
         if mask.dtype is not torch.uint8 or 8 * mask.numel() < size or not mask.is_contiguous():
             raise UsageError(f"the bits of {size} entries cannot be {tuple(mask.shape)} of {mask.dtype}")
@@ -160,7 +186,7 @@ def _described(job: Job) -> tuple[int, int, bool, int, int, int, int, int]:
         raise UsageError(
             f"a gradient of {gradient.numel()} and moments of {first.numel()} entries do not fit {trains} that train"
         )
-    return kind, size, packed, place, ranks, start, key, limit
+    return kind, size, packed, place, start, key, limit
 
 
 def _address(tensor: Tensor) -> int:

@@ -16,6 +16,7 @@ from subnetune.engine.kernels.cpu_vectors import (
     lanes,
     load,
     ones,
+    ones_of_word,
     prefetch,
     squeeze,
     store,
@@ -43,6 +44,17 @@ def word_at(bits, position):  # type: ignore[no-untyped-def]
     if byte + 1 < bits.size:
         return uint16(bits[byte] | (uint16(bits[byte + 1]) << 8))
     return uint16(bits[byte])
+
+
+@part
+def ones_in(bits):  # type: ignore[no-untyped-def]
+    """Return how many bits of an array of bytes are set."""
+    count, words = 0, bits.size // 8
+    for word in range(words):
+        count += ones_of_word(bits, 8 * word)
+    for byte in bits[8 * words :]:
+        count += ones(uint16(byte))
+    return count
 
 
 def take(source: Array, bits: Array, out: Array) -> int:

@@ -210,6 +210,19 @@ def ones(typing: Any, word: Any) -> Any:
 
 
 @intrinsic
+def ones_of_word(typing: Any, array: Any, index: Any) -> Any:
+    """Return how many bits of the eight bytes array[index : index + 8] are set."""
+
+    def generate(context: Any, builder: ir.IRBuilder, sig: Any, args: list[ir.Value]) -> ir.Value:
+        place = _address(context, builder, sig.args[0], args[0], args[1])
+        word = builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()))
+        word.align = 1
+        return _call(builder, "llvm.ctpop.i64", word.type, [word])
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
 def less(typing: Any, left: Any, right: Any) -> Any:
     """Compare two vectors of words as signed numbers."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from subnetune.core.errors import UsageError
 from subnetune.engine.kernels import Hashed, Job, Moments, Rates, Treatment, gpu_code
-from subnetune.engine.kernels.gpu_jobs import BLOCK, check, check_place, do_all, launch
+from subnetune.engine.kernels.gpu_jobs import BLOCK, check, check_place, do_all, launch, ranks
 from subnetune.engine.place import BLOCK as RANKED
 from subnetune.engine.place import Place
 
@@ -38,9 +38,11 @@ class GpuKernels:
             blocks = -(-place.count // BLOCK)
             launch(gpu_code.gather_index, blocks, source, place.index, out, place.count, ADD=add, BLOCK=BLOCK)
         else:
+            before = _ranks(place)
             launch(
-                gpu_code.gather_bits, _blocks(place), source, place.bits, place.ranks, out, ADD=add, BYTES=RANKED // 8
-            )
+                gpu_code.gather_bits, before.numel(), source, place.bits, before, out, place.size,
+                ADD=add, BYTES=RANKED // 8,
+            )  # fmt: skip
 
     def scatter(self, values: Tensor, place: Place, target: Tensor) -> None:
         """Write `values` into the selected entries of `target`, of the same dtype."""
@@ -53,7 +55,10 @@ class GpuKernels:
             blocks = -(-place.count // BLOCK)
             launch(gpu_code.scatter_index, blocks, values, place.index, target, place.count, BLOCK=BLOCK)
         else:
-            launch(gpu_code.scatter_bits, _blocks(place), values, place.bits, place.ranks, target, BYTES=RANKED // 8)
+            before = _ranks(place)
+            launch(
+                gpu_code.scatter_bits, before.numel(), values, place.bits, before, target, place.size, BYTES=RANKED // 8
+            )
 
     def adamw(self, weights: Tensor, gradient: Tensor, moments: Moments, rates: Rates) -> None:
         """Update every entry in place."""
@@ -93,7 +98,7 @@ def refusal(device: torch.device) -> str | None:
     The first call for a device runs a small kernel there: Triton may find no C compiler, or the GPU may be too old.
     """
     try:
-        kernels, place = GpuKernels(), Place(2, 1, torch.ones(1, dtype=torch.int32, device=device), None, None)
+        kernels, place = GpuKernels(), Place(2, 1, torch.ones(1, dtype=torch.int32, device=device), None)
         out = torch.zeros(1, device=device)
         kernels.gather(torch.tensor([1.0, 2.0], device=device), place, out)
         return None if out.item() == 2.0 else f"Triton gives wrong numbers on {device}"
@@ -101,5 +106,9 @@ def refusal(device: torch.device) -> str | None:
         return f"Triton does not run on {device}: {type(error).__name__}: {error}"
 
 
-def _blocks(place: Place) -> int:
-    return -(-place.size // RANKED) if place.count else 0
+def _ranks(place: Place) -> Tensor:
+    """Return how many entries are selected before each block, int64, (blocks,); no block where nothing is selected."""
+    assert place.bits is not None
+    counts = torch.empty(-(-place.size // RANKED) if place.count else 0, dtype=torch.int32, device=place.bits.device)
+    launch(gpu_code.count_bits, counts.numel(), place.bits, counts, place.size, BYTES=RANKED // 8)
+    return ranks(counts)

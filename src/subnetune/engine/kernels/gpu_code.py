@@ -85,10 +85,34 @@ def gather_index(source, index, out, count, ADD: tl.constexpr, BLOCK: tl.constex
 
 
 @jit
-def gather_bits(source, bits, ranks, out, ADD: tl.constexpr, BYTES: tl.constexpr):
+def _bytes(bits, block, size, BYTES: tl.constexpr):
+    """Return the bytes of a block of the mask of `size` entries, zero past its end: int32, (BYTES,)."""
+    b = tl.arange(0, BYTES)
+    begin = block * BYTES
+    return tl.load(bits + begin + b, mask=8 * b < size - 8 * begin, other=0).to(tl.int32)
+
+
+@jit
+def count_bits(bits, counts, size, BYTES: tl.constexpr):
+    """Write how many bits of each block are set, int32."""
+    block = tl.program_id(0).to(tl.int64)
+    tl.store(counts + block, tl.sum(_ones(_bytes(bits, block, size, BYTES)), 0))
+
+
+@jit
+def count_all_bits(table, owner, counts, BLOCK: tl.constexpr, ROW: tl.constexpr):
+    """Write how many bits are set in the block of each program of `adamw`, int32."""
+    program = tl.program_id(0).to(tl.int64)
+    row = table + tl.load(owner + program) * ROW
+    bits, block = tl.load(row + 6).to(tl.pointer_type(tl.uint8)), program - tl.load(row + 5)
+    tl.store(counts + program, tl.sum(_ones(_bytes(bits, block, tl.load(row + 4), BLOCK // 8)), 0))
+
+
+@jit
+def gather_bits(source, bits, ranks, out, size, ADD: tl.constexpr, BYTES: tl.constexpr):
     """Write the entries of `source` whose bits are set into `out`, one after the other, or add them."""
     block = tl.program_id(0).to(tl.int64)
-    byte = tl.load(bits + block * BYTES + tl.arange(0, BYTES)).to(tl.int32)
+    byte = _bytes(bits, block, size, BYTES)
     chosen = _is_set(byte)
     to = out + tl.load(ranks + block) + _rank(byte)
     value = tl.load(source + block * (8 * BYTES) + _entry(BYTES), mask=chosen)
@@ -108,10 +132,10 @@ def scatter_index(values, index, target, count, BLOCK: tl.constexpr):
 
 
 @jit
-def scatter_bits(values, bits, ranks, target, BYTES: tl.constexpr):
+def scatter_bits(values, bits, ranks, target, size, BYTES: tl.constexpr):
     """Write `values`, one after the other, into the entries of `target` whose bits are set."""
     block = tl.program_id(0).to(tl.int64)
-    byte = tl.load(bits + block * BYTES + tl.arange(0, BYTES)).to(tl.int32)
+    byte = _bytes(bits, block, size, BYTES)
     chosen = _is_set(byte)
     value = tl.load(values + tl.load(ranks + block) + _rank(byte), mask=chosen)
     tl.store(target + block * (8 * BYTES) + _entry(BYTES), value, mask=chosen)
@@ -133,12 +157,13 @@ def _adamw(w, g, m, v, number, NEAR: tl.constexpr):
 
 @jit
 def adamw(
-    table, numbers, owner, KIND: tl.constexpr, NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr,
+    table, numbers, owner, ranks, KIND: tl.constexpr, NEAR: tl.constexpr, ZERO: tl.constexpr, HOLD: tl.constexpr,
     PACKED: tl.constexpr, SCALED: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
     """Update many tensors, each by those programs that it owns. For a row of the table see `gpu_jobs.Row`.
 
-    `numbers` is the table read as float32. `ALIGNED`: every pointer and size is a multiple of 16.
+    `numbers` is the table read as float32; `ranks`, of each program: how many bits are set before its block, in all
+    masks together. `ALIGNED`: every pointer and size is a multiple of 16.
     """
     program = tl.program_id(0).to(tl.int64)
     job = tl.load(owner + program)
@@ -153,7 +178,8 @@ def adamw(
         first, second, size = tl.multiple_of(first, 16), tl.multiple_of(second, 16), tl.multiple_of(size, 16)
 
     # Weights lie at begin + i and moments at start + j: the scalar part has 64 bits, the other 32.
-    block = program - tl.load(row + 5)
+    first_program = tl.load(row + 5)
+    block = program - first_program
     begin = block * BLOCK
     i = tl.arange(0, BLOCK)
     if (KIND == "masked") or (KIND == "bits"):
@@ -164,12 +190,10 @@ def adamw(
         x = (begin + tl.load(row + 6)).to(tl.uint32) + i.to(tl.uint32)
         chosen = _mix(_mix(x) ^ tl.load(row + 7).to(tl.uint32)).to(tl.int32, bitcast=True) < tl.load(row + 8)
     if (KIND == "masked") or (KIND == "bits"):
-        b = tl.arange(0, BLOCK // 8)
-        bits = tl.load(row + 6).to(tl.pointer_type(tl.uint8)) + block * (BLOCK // 8)
-        byte = tl.load(bits + b, mask=8 * b < size - begin, other=0).to(tl.int32)
+        byte = _bytes(tl.load(row + 6).to(tl.pointer_type(tl.uint8)), block, size, BLOCK // 8)
         chosen = _is_set(byte)
     if KIND == "bits":
-        start, j, inside = tl.load(tl.load(row + 7).to(tl.pointer_type(tl.int64)) + block), _rank(byte), chosen
+        start, j, inside = tl.load(ranks + program) - tl.load(ranks + first_program), _rank(byte), chosen
     if KIND == "index":
         i = tl.load(tl.load(row + 6).to(tl.pointer_type(tl.int32)) + begin + j, mask=inside, other=0)
         begin = begin * 0

@@ -19,7 +19,7 @@ from subnetune.engine.kernels import Hashed, Job, Rates, gpu_code, is_packed
 from subnetune.engine.place import BLOCK as RANKED
 from subnetune.engine.place import Place
 
-BLOCK = 1024  # entries of a program; RANKED where it counts bits from a number of the rank directory
+BLOCK = 1024  # entries of a program; RANKED where it counts bits
 _WORDS, _NUMBERS = struct.Struct("<10q"), struct.Struct("<8f")
 _ROW = (_WORDS.size + _NUMBERS.size) // 8  # words of eight bytes in a row of the table
 
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
     As int64: pointers to weights, gradient and both moments; the number of entries (or of indices); the first program
     (written last); three words of the kind (hashed: first index plus first key, second key, limit; masked: pointer to
-    the bits; index: to the index; bits: to bits and ranks); a pointer to the scale. Then the float32 of `_numbers`.
+    the bits; index: to the index; bits: to the bits); a pointer to the scale. Then the float32 of `_numbers`.
     """
 
     words: list[int]
@@ -86,8 +86,7 @@ def _row(job: Job, numbers: bytes) -> tuple[Kind, Row]:
             kind, size, extra = "index", mask.count, (mask.index,)
         else:
             assert mask.bits is not None
-            assert mask.ranks is not None
-            kind, size, block, extra = "bits", mask.size if mask.count else 0, RANKED, (mask.bits, mask.ranks)
+            kind, size, block, extra = "bits", mask.size if mask.count else 0, RANKED, (mask.bits,)
         own = (*(x.data_ptr() for x in extra), 0, 0)[:3]
     else:
         if mask.dtype != torch.uint8 or mask.numel() < (size + 7) // 8 or mask.device != device:
@@ -138,8 +137,13 @@ def _run(kind: Kind, rows: Sequence[Row]) -> None:
     # The host does not wait for the device: memory that is not pinned has been read when this returns.
     words = torch.frombuffer(table, dtype=torch.int64).to(kind.device, non_blocking=True)
     owner = _owners(tuple(row.programs for row in rows), kind.device)
+    before = owner  # not looked at
+    if kind.kind == "bits":
+        counts = torch.empty(begun, dtype=torch.int32, device=kind.device)
+        launch(gpu_code.count_all_bits, begun, words, owner, counts, BLOCK=kind.block, ROW=_ROW)
+        before = ranks(counts)
     launch(
-        gpu_code.adamw, begun, words, words.view(torch.float32), owner,
+        gpu_code.adamw, begun, words, words.view(torch.float32), owner, before,
         KIND=kind.kind, NEAR=kind.near, ZERO=kind.zero, HOLD=kind.hold, PACKED=kind.packed, SCALED=kind.scaled,
         ALIGNED=kind.aligned, BLOCK=kind.block, ROW=_ROW,
     )  # fmt: skip
@@ -150,6 +154,11 @@ def _owners(programs: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the row of each program, int32."""
     rows = torch.arange(len(programs), dtype=torch.int32)
     return rows.repeat_interleave(torch.tensor(programs)).to(device)
+
+
+def ranks(counts: Tensor) -> Tensor:
+    """Return the sum of the counts before each, int64."""
+    return counts.cumsum(0, dtype=torch.int64) - counts
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
