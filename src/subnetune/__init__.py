@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from subnetune.prepare.add_adapter import AddAdapter as AddAdapter
     from subnetune.prepare.concat_pooling import ConcatPooling as ConcatPooling
     from subnetune.prepare.noisy_start import NoisyStart as NoisyStart
+    from subnetune.prepare.prime import Prime as Prime
     from subnetune.prepare.set_dropout import SetDropout as SetDropout
     from subnetune.score.fisher import Fisher as Fisher
     from subnetune.score.magnitude import Magnitude as Magnitude
@@ -74,6 +75,7 @@ _HOME = {  # public name -> the module that defines it; the imports above say th
     "SkipUnselected": "subnetune.update.skip_unselected",
     "ConcatPooling": "subnetune.prepare.concat_pooling",
     "NoisyStart": "subnetune.prepare.noisy_start",
+    "Prime": "subnetune.prepare.prime",
     "DecayToAnchor": "subnetune.update.decay_to_anchor",
     "Recall": "subnetune.update.recall",
     "AddAdapter": "subnetune.prepare.add_adapter",

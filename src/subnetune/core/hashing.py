@@ -40,6 +40,12 @@ def keys(seed: int, step: int, name: str, high: int = 0) -> tuple[int, int]:
     return words & 0xFFFFFFFF, words >> 32
 
 
+def draw_seed(seed: int, index: int, name: str) -> int:
+    """Return a seed in [0, 2**63) for a generator of its own: the `index`-th draw of the stream `name`."""
+    first, second = keys(seed, index, name)
+    return (first << 31) ^ second
+
+
 def hash_range(
     seed: int, step: int, name: str, start: int, stop: int, device: torch.device | str | None = None
 ) -> Tensor:

@@ -2,6 +2,7 @@
 
 from subnetune.prepare.concat_pooling import ConcatPooling
 from subnetune.prepare.noisy_start import NoisyStart
+from subnetune.prepare.prime import Prime
 from subnetune.prepare.set_dropout import SetDropout
 
-__all__ = ["ConcatPooling", "NoisyStart", "SetDropout"]
+__all__ = ["ConcatPooling", "NoisyStart", "Prime", "SetDropout"]

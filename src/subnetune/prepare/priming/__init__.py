@@ -1,0 +1,1 @@
+"""The parts of priming: episodes, what the inner loop touches, the outer gradients, and the loop itself."""

@@ -1,0 +1,33 @@
+"""What is looked at between an outer step's gradients and the step: their mean over ranks, that all is finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from subnetune.core.errors import NumericError
+from subnetune.core.types import all_reduce_sum
+
+if TYPE_CHECKING:
+    from subnetune.prepare.prime import Prime
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace gradients by their mean over the ranks, where there are several; every rank must join."""
+    if dist.is_available() and dist.is_initialized() and (ranks := dist.get_world_size()) > 1:
+        for p in tensors:
+            p.grad = all_reduce_sum(torch.zeros_like(p) if p.grad is None else p.grad) / ranks
+
+
+def check_finite(prime: Prime, index: int, loss: float, norm: float) -> None:
+    """Raise NumericError where the query loss or the gradient's norm of outer step `index` (0-based) is not finite."""
+    if not (math.isfinite(norm) and math.isfinite(loss)):
+        raise NumericError(
+            f"priming: the query loss is {loss} and the gradient norm {norm} in outer step {index + 1}; nothing was "
+            f"updated by it. Try a lower inner_lr (now {prime.inner_lr}) or lr (now {prime.lr})"
+        )

@@ -1,0 +1,60 @@
+"""The losses of both loops: over a task's own classes where heads are matched, under the inner forward rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from subnetune.core.errors import DataError
+from subnetune.core.types import Batch, Forward, ForwardRule, Live, Output
+
+if TYPE_CHECKING:
+    from subnetune.prepare.prime import Prime
+
+
+class Losses:
+    """Losses of a batch of a named task, scalars."""
+
+    def __init__(self, prime: Prime, forward: Forward) -> None:
+        self._forward = forward
+        matched = prime.head == "matched"
+        self._classes = dict(zip(prime.tasks, prime.classes, strict=True)) if matched else {}
+        self._rules = prime.inner.forward
+
+    def query(self, model: nn.Module, batches: Sequence[Batch], task: str) -> Tensor:
+        """Return the mean of the batches' losses."""
+        run = self._run(task)
+        return torch.stack([run(model, batch).loss for batch in batches]).mean()
+
+    def support(self, model: nn.Module, batch: Batch, task: str, live: Live) -> Tensor:
+        """Return the loss that fine-tuning has, its forward rules included."""
+        run = self._run(task)
+        for rule in reversed(self._rules):
+            run = partial(_under, rule, run, live)
+        return run(model, batch).loss
+
+    def _run(self, task: str) -> Forward:
+        return partial(_over, self._forward, self._classes[task], task) if self._classes else self._forward
+
+
+def _under(rule: ForwardRule, run: Forward, live: Live, module: nn.Module, batch: Batch) -> Output:
+    return rule(run, module, batch, live)
+
+
+def _over(run: Forward, classes: tuple[int, ...], task: str, module: nn.Module, batch: Batch) -> Output:
+    """Run the model and take the cross entropy over `classes` alone; labels below 0 do not count."""
+    out, labels = run(module, batch), batch["labels"]
+    if max(classes) >= out.logits.shape[-1]:
+        raise DataError(f"Prime: task {task!r} has class {max(classes)}, the head {out.logits.shape[-1]} outputs")
+    place = torch.full((out.logits.shape[-1],), -1, dtype=torch.int64, device=labels.device)
+    place[list(classes)] = torch.arange(len(classes), device=labels.device)
+    counted = labels >= 0
+    own = torch.where(counted, place[labels.clamp(min=0)], -100)
+    if bool((own == -1).any()):
+        raise DataError(f"Prime: task {task!r} has labels outside its classes {classes}")
+    logits = out.logits[..., list(classes)]
+    return Output(nn.functional.cross_entropy(logits.flatten(0, -2), own.flatten()), logits)
