@@ -45,12 +45,13 @@ def probe_scores(
     the same bits.
 
     Left out, with the reason: a task whose files are absent, that has no training examples, or only one class among
-    them. Raises UsageError for an unknown task or a model without head, DataError for a set that is malformed,
-    NumericError for features that are not finite.
+    them. Raises UsageError for an unknown task, one of words instead of texts, or a model without head, DataError for
+    a set that is malformed, NumericError for features that are not finite.
     """
     found: Evaluation = {}
     skipped: dict[str, str] = {}
     for task in other_tasks(config, tasks):
+        check_probe(task)
         try:
             data = _examples(task, config)
         except MissingDataError as error:
@@ -64,12 +65,22 @@ def probe_scores(
         with Features(model) as features:
             known = _features(features, train, task, tokenizer, config)
             asked = {name: _features(features, s, task, tokenizer, config) for name, s in data.evaluation.items()}
-        for name, answers in fit_and_predict(task, known, train.labels, asked).items():
+        labels = [label for label in train.labels if not isinstance(label, list)]
+        for name, answers in fit_and_predict(task, known, labels, asked).items():
             split = data.evaluation[name]
             assert split.labels is not None  # dev sets have labels
             key = result_key(task, name, len(asked))
             found[key] = compute_metrics(task, answers, split.labels, split.groups)
     return found, skipped
+
+
+def check_probe(task: Task) -> None:
+    """Raise UsageError for a task that no probe can be of."""
+    if task.kind == "tokens":
+        raise UsageError(
+            f"{task.name} labels words, and a probe reads one feature vector of a whole text: name tasks of texts as "
+            "probes; for words, evaluate by `transfer`"
+        )
 
 
 def fit_and_predict(

@@ -1,4 +1,4 @@
-"""A task from your own files: CSV, TSV, JSON lines or parquet with named columns."""
+"""A task from your own files: CSV, TSV, JSON lines or parquet with named columns, or sentences of tagged words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from subnetune.core.errors import DataError, UsageError
 from subnetune.tasks.readers import Table, read_table
+from subnetune.tasks.token_files import is_token_file, load_token_files
 from subnetune.tasks.types import Split, Task, TaskData
 
 
@@ -19,6 +20,9 @@ class FileSpec:
     goes by the ending: .csv (quotes as in RFC 4180), .tsv (quoting off), .jsonl, each also with .gz, or .parquet.
     Class labels are any strings, whole numbers or booleans; their ids follow the sorted order of train's labels
     (numbers by value). `labels` gives the classes by id instead, for files without train.
+
+    Files that end in .conll, .iob2 or .txt (each also with .gz) hold tagged words (`tasks.token_files`); they have no
+    columns to name.
     """
 
     train: str | Path | None = None
@@ -36,6 +40,19 @@ class FileSpec:
             raise UsageError(f"FileSpec: column {self.label!r} cannot be both text and label")
         if self.regression and self.labels is not None:
             raise UsageError("FileSpec: a regression task has no class labels")
+        _ = self.tokens  # refuses files of two kinds
+
+    @property
+    def tokens(self) -> bool:
+        """Whether these are files of tagged words. UsageError where some are and some are not."""
+        if self.regression or (self.text, self.label) != (("text",), "label"):
+            return False  # their reader says that such a file has no columns
+        given = [Path(path) for path in (self.train, self.dev, self.test) if path is not None]
+        kinds = [is_token_file(path) for path in given]
+        if any(kinds) and not all(kinds):
+            words, table = given[kinds.index(True)], given[kinds.index(False)]
+            raise UsageError(f"{words} holds tagged words, {table} a table; give files of one kind")
+        return any(kinds)
 
     def path(self, split: str) -> Path:
         """Return the file of a split. UsageError if none was given."""
@@ -48,6 +65,8 @@ class FileSpec:
 
 def load_files(name: str, spec: FileSpec, splits: tuple[str, ...]) -> TaskData:
     """Return the task that the files hold. DataError names file, line and column of what is wrong."""
+    if spec.tokens:
+        return load_token_files(name, {split: spec.path(split) for split in splits}, spec.labels)
     tables = {split: read_table(spec.path(split)) for split in splits}
     task = _task(name, spec, tables)
     ids = {label: i for i, label in enumerate(task.labels)}

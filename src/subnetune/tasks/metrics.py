@@ -13,21 +13,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from subnetune.core.errors import DataError, NumericError, UsageError
+from subnetune.tasks.spans import Ids, span_scores
 from subnetune.tasks.types import Task
 
 Vector: TypeAlias = NDArray[Any]
 
 
 def compute_metrics(
-    task: Task, predictions: ArrayLike, labels: ArrayLike, groups: Sequence[str] | None = None
+    task: Task, predictions: ArrayLike | Ids, labels: ArrayLike | Ids, groups: Sequence[str] | None = None
 ) -> dict[str, float]:
     """Return the task's metrics by name, the headline first.
 
     `predictions`: logits (n, classes), or class ids (n,) of an integer type; for regression scores (n,) or (n, 1).
     `labels`: (n,). For a task with `entailment_or_not`, the (n, 3) logits or ids of a model with the classes
     entailment, neutral, contradiction are counted as entailment or not. With `groups` (n names) the accuracy in each
-    group follows as `accuracy_<group>`. DataError if shapes do not fit, NumericError if a prediction is not finite.
+    group follows as `accuracy_<group>`. For a task of tags both are sequences of tag ids per example, a tag per word,
+    and the metrics are those of `span_scores`. DataError if shapes do not fit, NumericError if a prediction is not
+    finite.
     """
+    if task.kind == "tokens":
+        return span_scores(task, _sequences(task, predictions), _sequences(task, labels))
     truth = np.asarray(labels)
     if truth.ndim != 1 or not len(truth):
         raise DataError(f"{task.name}: metrics need labels of shape (n,) with n >= 1, got {truth.shape}")
@@ -47,6 +52,13 @@ def compute_metrics(
         for group in sorted(set(groups)):
             found[f"accuracy_{group}"] = _accuracy(guess[member == group], truth[member == group])
     return found
+
+
+def _sequences(task: Task, values: Any) -> list[list[int]]:
+    try:
+        return [[int(value) for value in row] for row in values]
+    except TypeError:
+        raise DataError(f"{task.name}: metrics need a sequence of tag ids per example, got {type(values)}") from None
 
 
 def _class_ids(task: Task, values: Vector) -> Vector:

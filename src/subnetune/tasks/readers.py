@@ -114,8 +114,8 @@ def read_tsv(
     columns = tuple(header) if header else None
     rows: list[Row] = []
     short_rows = 0
-    with _open_text(path, newline="\n") as file:
-        for line, text in _guarded(path, enumerate(file, start=1)):
+    with open_text(path, newline="\n") as file:
+        for line, text in guarded(path, enumerate(file, start=1)):
             values: list[Any] = text.rstrip("\n").removesuffix("\r").split("\t")
             if values == [""]:
                 continue
@@ -136,9 +136,9 @@ def read_csv(path: Path) -> Table:
     columns: tuple[str, ...] | None = None
     rows: list[Row] = []
     csv.field_size_limit(_LONGEST_FIELD)  # csv's own limit would refuse a long document
-    with _open_text(path, newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.reader(file, strict=True)
-        for values in _guarded(path, reader):
+        for values in guarded(path, reader):
             if not values:
                 continue
             if columns is None:
@@ -152,8 +152,8 @@ def read_jsonl(path: Path) -> Table:
     """Read one JSON object a line; the first object's keys are the columns, and every object must have them."""
     columns: tuple[str, ...] | None = None
     rows: list[Row] = []
-    with _open_text(path, newline="\n") as file:
-        for line, text in _guarded(path, enumerate(file, start=1)):
+    with open_text(path, newline="\n") as file:
+        for line, text in guarded(path, enumerate(file, start=1)):
             if not text.strip():
                 continue
             try:
@@ -202,7 +202,10 @@ def read_table(path: Path) -> Table:
     """Read a file by its ending: .tsv, .csv, .jsonl (each also with .gz) or .parquet."""
     ending = Path(path.name.removesuffix(".gz")).suffix.lower()
     if ending not in READERS:
-        raise DataError(f"{path}: cannot tell the format from the ending; use one of {', '.join(READERS)} (also .gz)")
+        raise DataError(
+            f"{path}: cannot tell the format from the ending; use one of {', '.join(READERS)}, "
+            "or for tagged words, which have no columns to name, .conll, .iob2, .txt (also .gz)"
+        )
     return READERS[ending](path)
 
 
@@ -216,7 +219,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _open_text(path: Path, newline: str) -> IO[str]:
+def open_text(path: Path, newline: str) -> IO[str]:
     """Open a plain or gzip file as UTF-8; a byte order mark is skipped. Line ends are left as `newline` asks."""
     if not path.is_file():
         raise MissingDataError(f"{path}: no such file")
@@ -225,7 +228,7 @@ def _open_text(path: Path, newline: str) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline=newline)
 
 
-def _guarded(path: Path, items: Iterator[Any] | Any) -> Iterator[Any]:
+def guarded(path: Path, items: Iterator[Any] | Any) -> Iterator[Any]:
     """Yield from a reader, turning what a damaged file raises into a DataError that names it."""
     try:
         yield from items

@@ -12,7 +12,8 @@ from typing import Literal
 
 from subnetune.core.errors import DataError, UsageError
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "tokens"]
+Labels = list[int] | list[float] | list[list[int]]
 
 
 class DataWarning(UserWarning):
@@ -23,9 +24,10 @@ class DataWarning(UserWarning):
 class Task:
     """A task without its data.
 
-    `labels` are the class names by id, () for regression; the first of `metrics` is the headline; `pair` says that an
-    example is two texts. `entailment_or_not`: predictions of a three-way model (entailment, neutral, contradiction)
-    are read as entailment or not.
+    `kind`: one class or one score per example, or one tag per word ("tokens"). `labels` are the class names (the tags)
+    by id, () for regression; the first of `metrics` is the headline; `pair` says that an example is two texts.
+    `entailment_or_not`: predictions of a three-way model (entailment, neutral, contradiction) are read as entailment or
+    not.
     """
 
     name: str
@@ -37,8 +39,8 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model predicts per example: the classes, or 1 for regression."""
-        return len(self.labels) if self.kind == "classification" else 1
+        """How many numbers a model predicts per example or word: the classes, or 1 for regression."""
+        return 1 if self.kind == "regression" else len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,37 @@ class Split:
     `pairs` holds the second texts, None for a task of single texts. `labels` are class ids or scores, None where the
     split has none (a test set). `ids` are the examples' positions in the split they were read into, kept by `take` and
     `holdout`. `dropped` counts the items left out for want of a gold label. `groups` names a subset per example (the
-    heuristics of HANS).
+    heuristics of HANS). `words` are each example's words where each word has a label: `labels` are then lists of tag
+    ids, one per word, and `texts` the words joined by spaces.
     """
 
     texts: list[str]
     pairs: list[str] | None = None
-    labels: list[int] | list[float] | None = None
+    labels: Labels | None = None
     ids: list[int] = field(default_factory=list)
     name: str = ""
     dropped: int = 0
     groups: list[str] | None = None
+    words: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
         if not self.ids:
             object.__setattr__(self, "ids", list(range(len(self.texts))))
-        for column in ("pairs", "labels", "ids", "groups"):
+        for column in ("pairs", "labels", "ids", "groups", "words"):
             values = getattr(self, column)
             if values is not None and len(values) != len(self.texts):
                 raise DataError(f"split {self.name!r}: {len(self.texts)} texts but {len(values)} {column}")
+        if self.words is not None and self.labels is not None:
+            for i, (words, tags) in enumerate(zip(self.words, self.labels, strict=True)):
+                if not isinstance(tags, list) or len(tags) != len(words):
+                    raise DataError(f"split {self.name!r}, example {i}: wanted a tag for each of {len(words)} words")
+
+    @property
+    def tags(self) -> list[list[int]] | None:
+        """The labels of a split of words: tag ids per example. None where there are none."""
+        if self.words is None or self.labels is None:
+            return None
+        return [label for label in self.labels if isinstance(label, list)]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -76,9 +91,10 @@ class Split:
             self,
             texts=[self.texts[i] for i in positions],
             pairs=None if self.pairs is None else [self.pairs[i] for i in positions],
-            labels=None if self.labels is None else [self.labels[i] for i in positions],
+            labels=None if self.labels is None else _at(self.labels, positions),
             ids=[self.ids[i] for i in positions],
             groups=None if self.groups is None else [self.groups[i] for i in positions],
+            words=None if self.words is None else [self.words[i] for i in positions],
         )
 
     def take(self, n: int, seed: int, stratified: bool | None = None) -> Split:
@@ -119,9 +135,11 @@ class Split:
         order = sorted(range(len(self)), key=lambda i: hashlib.sha256(f"{seed}:{self.ids[i]}".encode()).digest())
         if stratified is False or not classes or self.labels is None:
             return sorted(order[:n])
-        pools: dict[int | float, list[int]] = defaultdict(list)
+        pools: dict[int, list[int]] = defaultdict(list)
         for i in order:
-            pools[self.labels[i]].append(i)
+            label = self.labels[i]
+            assert isinstance(label, int)  # what `classes` says
+            pools[label].append(i)
         quota = {label: n * len(pool) // len(self) for label, pool in pools.items()}
         # The places left by rounding down go to the largest remainders; ties to the smaller label.
         by_remainder = sorted(pools, key=lambda label: (-(n * len(pools[label]) % len(self)), label))
@@ -134,6 +152,10 @@ class Split:
         if self.pairs is None:
             return [(text, None) for text in self.texts]
         return list(zip(self.texts, self.pairs, strict=True))
+
+
+def _at(labels: Labels, positions: Sequence[int]) -> Labels:
+    return [labels[i] for i in positions]  # type: ignore[return-value]  # of one kind, as `labels` are
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,9 @@ class TaskData:
         for name, split in [("train", self.train), *self.evaluation.items()]:
             digest.update(json.dumps([name, len(split)]).encode())
             labels = split.labels if split.labels is not None else [None] * len(split)
-            for (text, pair), label in zip(split.examples(), labels, strict=True):
+            texts: Sequence[str | list[str]] = split.words if split.words is not None else split.texts
+            pairs = split.pairs if split.pairs is not None else [None] * len(split)
+            for text, pair, label in zip(texts, pairs, labels, strict=True):
                 digest.update(json.dumps([text, pair, label]).encode())
         return digest.hexdigest()
 
