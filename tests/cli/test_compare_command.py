@@ -117,6 +117,14 @@ def test_a_failed_cell_is_shown_and_run_again_when_asked(compare: Run, root: Pat
     assert sorted(starts(folder).values()) == [1, 2]
 
 
+def test_a_grid_of_failed_cells_alone_exits_with_1(compare: Run, root: Path, tmp_path: Path) -> None:
+    methods = {"wild": {"method": "full", **DIVERGING}}
+    file = write_grid_file(tmp_path / "grid.yaml", grid_values(root, methods=methods, seeds=[1], baseline="wild"))
+    ended = compare("--config", file, "--output", tmp_path / "out")
+    assert "1 of 1 cells failed" in ended.err
+    assert ended.code == 1
+
+
 def test_a_dry_run_prints_the_cells_and_writes_nothing(compare: Run, root: Path, tmp_path: Path) -> None:
     file = write_grid_file(tmp_path / "grid.yaml", grid_values(root))
     ended = compare("--config", file, "--output", tmp_path / "out", "--dry-run", "--search-lr", "1e-4,1e-3")

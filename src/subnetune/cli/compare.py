@@ -112,7 +112,8 @@ def compare(
     """Compare methods over tasks, seeds and train sizes: one run each, statistics, and a table.
 
     What is finished is never run twice: the same command goes on where it was stopped or killed, and so does
-    `--output FOLDER` alone. Several of these, also on other machines, may serve one folder at once.
+    `--output FOLDER` alone. Several of these, also on other machines, may serve one folder at once. Failed cells are
+    shown as failed; the exit code is 1 only where all of them failed.
     """
     from subnetune.experiment.grid.checks import check
     from subnetune.experiment.grid.examples import left_out
@@ -135,6 +136,8 @@ def compare(
     folder.write_grid(grid)
     _run(plan, workers, retry_failed)
     _finish(folder, grid, plan)
+    if plan.failed() and not plan.done():
+        raise typer.Exit(1)  # a script must not take a table without a number for a comparison
 
 
 def _definition(folder: GridFolder, config: Path | None, flags: Mapping[str, object]) -> GridConfig:
