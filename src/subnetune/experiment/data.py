@@ -10,19 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from subnetune.core.errors import DataError, UsageError
+from subnetune.experiment.alignment import IGNORED, align
 from subnetune.tasks.types import Split, Task
 
 Example = dict[str, list[int]]  # what the tokenizer makes of one example: input_ids, attention_mask, ...
 
 
 class Encoded(NamedTuple):
-    """A tokenised split in file order. `labels` (examples,) are int64 class ids or float32 scores, None if unknown."""
+    """A tokenised split in file order. `labels` (examples,) are int64 class ids or float32 scores, None if unknown.
+
+    Of a split of words, `labels` is None: each example has its own, one per sub-word (see `align`), and `places` says
+    where each word begins.
+    """
 
     examples: list[Example]
     labels: Tensor | None
+    places: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def counts(self) -> list[int] | None:
+        """How many labels each example has, where that is not one each: a loss is a mean over labels."""
+        if self.places is None:
+            return None
+        return [sum(label != IGNORED for label in example.get("labels", ())) for example in self.examples]
+
+    def select(self, positions: Sequence[int]) -> Encoded:
+        """Return the examples at `positions`, in that order."""
+        labels = None if self.labels is None else self.labels[list(positions)]
+        places = None if self.places is None else [self.places[i] for i in positions]
+        return Encoded([self.examples[i] for i in positions], labels, places)
 
 
 class Micro(NamedTuple):
@@ -35,10 +54,14 @@ class Micro(NamedTuple):
 def encode(split: Split, task: Task, tokenizer: Any, max_length: int) -> Encoded:
     """Tokenise every example of `split` once, pairs cut from the longer text first, at `max_length` tokens.
 
-    Raises DataError where the split is empty.
+    Words with tags are aligned with their sub-words (`align`). Raises DataError where the split is empty, UsageError
+    for a tokenizer that cannot be aligned.
     """
     if len(split) == 0:
         raise DataError(f"task {task.name!r}: the split {split.name!r} has no examples")
+    if task.kind == "tokens":
+        aligned, places = align(split, task, tokenizer, max_length)
+        return Encoded(aligned, None, places)
     columns = tokenizer(split.texts, split.pairs, truncation=True, max_length=max_length, padding=False)
     examples = [{key: list(columns[key][i]) for key in columns} for i in range(len(split))]
     if split.labels is None:
@@ -53,12 +76,19 @@ class Collator:
     def __init__(self, tokenizer: Any, device: torch.device) -> None:
         if tokenizer.pad_token_id is None:
             raise DataError("the tokenizer has no padding token; set one (pad_token) in the model's tokenizer files")
-        self._fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        self._fill = {
+            "input_ids": tokenizer.pad_token_id,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "labels": IGNORED,
+        }
         self._left = tokenizer.padding_side == "left"
         self._device = device
 
     def __call__(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return {input_ids, attention_mask, ...: (batch, longest)} and `labels` (batch,) where there are any."""
+        """Return {input_ids, attention_mask, ...: (batch, longest)} and `labels` where there are any.
+
+        They are (batch,), or of words (batch, longest), -100 where there is none.
+        """
         rows = [encoded.examples[i] for i in indices]
         longest = max(len(row["input_ids"]) for row in rows)
         batch: dict[str, Tensor] = {}
@@ -66,12 +96,16 @@ class Collator:
             padded = torch.full((len(rows), longest), self._fill.get(key, 0), dtype=torch.int64)  # (batch, longest)
             for target, row in zip(padded, rows, strict=True):
                 values = torch.tensor(row[key], dtype=torch.int64)
-                start = longest - len(values) if self._left else 0
+                start = self.start(len(values), longest)
                 target[start : start + len(values)] = values
             batch[key] = padded.to(self._device)
         if encoded.labels is not None:
             batch["labels"] = encoded.labels[list(indices)].to(self._device)
         return batch
+
+    def start(self, length: int, longest: int) -> int:
+        """Return where an example of `length` tokens begins in a batch that is padded to `longest`."""
+        return longest - length if self._left else 0
 
 
 def stream_seed(seed: int, stream: str, index: int = 0) -> int:
@@ -93,14 +127,25 @@ def steps_per_epoch(size: int, batch_size: int, accumulate: int, world: int = 1)
 
 
 def plan_epoch(
-    order: Sequence[int], batch_size: int, accumulate: int, rank: int = 0, world: int = 1
+    order: Sequence[int],
+    batch_size: int,
+    accumulate: int,
+    rank: int = 0,
+    world: int = 1,
+    counts: Sequence[int] | None = None,
 ) -> list[list[Micro]]:
     """Return the micro-batches of this rank, one list per optimizer step of the epoch.
 
     A step takes `batch_size * accumulate * world` examples; the last one what is left. The weights make the step's
     gradient the mean over its examples, however they fall into micro-batches and ranks (DDP averages over ranks, so
-    the weights of all ranks add up to `world`). A rank without an example in the last step repeats one at weight 0.
+    the weights of all ranks add up to `world`). `counts` says how many labels each example has where a batch's loss is
+    the mean over labels: the step's gradient is then the mean over its labels. A rank without an example in the last
+    step repeats one at weight 0.
     """
+
+    def size(indices: Sequence[int]) -> int:
+        return len(indices) if counts is None else sum(counts[i] for i in indices)
+
     steps = []
     wide = batch_size * world
     for start in range(0, len(order), wide * accumulate):
@@ -108,7 +153,7 @@ def plan_epoch(
         micros = []
         for offset in range(0, len(group), wide):
             mine = list(group[offset + rank * batch_size : min(offset + wide, offset + (rank + 1) * batch_size)])
-            micros.append(Micro(mine, len(mine) * world / len(group)) if mine else Micro([group[0]], 0.0))
+            micros.append(Micro(mine, size(mine) * world / size(group)) if mine else Micro([group[0]], 0.0))
         steps.append(micros)
     return steps
 

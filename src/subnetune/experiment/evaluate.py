@@ -19,7 +19,7 @@ from subnetune.delta import Delta, load
 from subnetune.experiment.config import RunConfig
 from subnetune.experiment.data import Collator, Encoded, encode, eval_batches
 from subnetune.experiment.environment import set_threads
-from subnetune.experiment.fit import Fit
+from subnetune.experiment.fit import Fit, tags_words
 from subnetune.experiment.result import RunResult
 from subnetune.experiment.rundir import RunDir
 from subnetune.experiment.session import (
@@ -30,6 +30,7 @@ from subnetune.experiment.session import (
     pick_device,
     say_dropped,
 )
+from subnetune.experiment.words import WORD_COLUMNS, predict_words, tag_words, word_rows
 from subnetune.tasks.types import Split, Task
 
 EvalSet = Mapping[str, tuple[Split, Encoded]]
@@ -72,8 +73,13 @@ def measure(
 
     found = {}
     for name, (split, encoded) in splits.items():
-        logits = predict_logits(model, encoded, collate, batch_size)
         assert split.labels is not None  # encode_evaluation has refused such splits
+        if task.kind == "tokens":
+            said = predict_words(model, encoded, collate, batch_size)
+            tags = tag_words(said, encoded, fit or Fit(task.labels, task))
+            found[name] = compute_metrics(task, tags, split.labels)
+            continue
+        logits = predict_logits(model, encoded, collate, batch_size)
         predictions = logits.numpy() if fit is None else fit.predictions(logits)
         found[name] = compute_metrics(task, predictions, split.labels, split.groups)
     return found
@@ -114,7 +120,9 @@ def predict(config: RunConfig, destination: Path | None = None) -> int:
 
     Columns: `split`, `row` (0-based number of the example), and for classes `label` and one probability per class,
     for scores `score`. A three-way model on a task of entailment or not gives the task's label and its own three
-    probabilities. Goes to `destination`, or to standard output. Returns the number of rows.
+    probabilities. Of tagged words there is a row per word, with `word` (its 0-based number in the example), `text`,
+    `label` and one probability per tag (none for a word that no sub-word stands for: it counts as O). Goes to
+    `destination`, or to standard output. Returns the number of rows.
     """
     delta, classes = _read_delta(config)
     config = adopt_run_options(config)
@@ -127,12 +135,19 @@ def predict(config: RunConfig, destination: Path | None = None) -> int:
     collate = Collator(tokenizer, device)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "row", *(("label", *fit.columns) if fit.columns else ("score",))])
+    of_words = data.task.kind == "tokens"
+    columns = ("label", *fit.columns) if fit.columns else ("score",)
+    writer.writerow((*WORD_COLUMNS, *fit.columns) if of_words else ("split", "row", *columns))
     count = 0
     for name, split in data.evaluation.items():
-        logits = predict_logits(
-            model, encode(split, data.task, tokenizer, config.max_length), collate, config.eval_batch_size
-        )
+        encoded = encode(split, data.task, tokenizer, config.max_length)
+        if of_words:
+            said = predict_words(model, encoded, collate, config.eval_batch_size)
+            for word in word_rows(name, split, said, encoded, fit):
+                writer.writerow(word)
+                count += 1
+            continue
+        logits = predict_logits(model, encoded, collate, config.eval_batch_size)
         shown = torch.softmax(logits, dim=-1) if fit.columns else logits  # (examples, outputs)
         for row, values in zip(split.ids, shown, strict=True):
             label = [fit.label(values)] if fit.columns else []
@@ -153,6 +168,9 @@ def _read_delta(config: RunConfig) -> tuple[Delta, tuple[str, ...]]:
 
 def _fit(delta: Delta, task: Task) -> Fit:
     """Return how the delta's predictions read as the task's. Raises UsageError where they cannot."""
+    if tags_words(delta.info.task_class or "") != (task.kind == "tokens"):
+        has, asks = ("words", "texts") if task.kind != "tokens" else ("texts", "words")
+        raise UsageError(f"the delta labels {has}, task {task.name!r} asks for labels of {asks}; is it another task's?")
     regression = delta.info.problem_type == "regression"
     classes = () if regression else tuple((delta.info.labels or {}).values())
     if regression != (task.kind == "regression"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from subnetune.core.errors import NumericError, UsageError
+from subnetune.tasks.conll import OUTSIDE
 from subnetune.tasks.label_maps import inference_reading, is_inference
 from subnetune.tasks.types import Task
 
@@ -28,7 +29,8 @@ class Fit:
 
         A task of entailment or not also takes the classes of any NLI task whose first is entailment: the others, one
         or two, all mean that it is not. A model that was never told its classes (LABEL_0, LABEL_1, ...) is taken in
-        the task's order, which is said on stderr. Raises UsageError, naming both lists, for all else.
+        the task's order, which is said on stderr. Tags of words are matched by name where the entity types of one are
+        among those of the other (see `reading`), which is said too. Raises UsageError, naming both lists, for all else.
         """
         if classes == task.labels or (task.entailment_or_not and is_inference(classes)):
             return Fit(classes, task)
@@ -36,6 +38,10 @@ class Fit:
             wanted = ", ".join(task.labels)
             print(f"the delta's classes have no names ({', '.join(classes)}): read as {wanted}", file=sys.stderr)
             return Fit(task.labels, task)
+        if task.kind == "tokens" and tags_agree(classes, task.labels):
+            if set(classes) != set(task.labels):
+                print(_unlike(classes, task), file=sys.stderr)
+            return Fit(classes, task)
         raise UsageError(
             f"the delta predicts {len(classes)} classes ({', '.join(classes) or 'no names'}), task {task.name!r} has "
             f"{len(task.labels)}: {', '.join(task.labels)}; is it another task's delta?"
@@ -54,7 +60,12 @@ class Fit:
         classes = () if scores else tuple(config.id2label[i] for i in range(config.num_labels))
         if scores != (task.kind == "regression"):
             raise UsageError(f"the model predicts {'scores' if scores else 'classes'}, {task.name} asks for the other")
-        mapped = is_inference(classes) and inference_reading(task) is not None
+        if tags_words(type(model).__name__) != (task.kind == "tokens"):
+            raise UsageError(f"one of the model and {task.name} is about texts, the other about the words in them")
+        if task.kind == "tokens":
+            mapped = tags_agree(classes, task.labels)
+        else:
+            mapped = is_inference(classes) and inference_reading(task) is not None
         if classes == task.labels or mapped:
             return Fit(classes, task)
         raise UsageError(
@@ -63,7 +74,14 @@ class Fit:
 
     @property
     def reading(self) -> tuple[int, ...]:
-        """Which of the task's classes each output of the model is read as, by id; () for scores."""
+        """Which of the task's classes each output of the model is read as, by id; () for scores.
+
+        A tag that the task does not have is read as O: it does not annotate that type. A type that the model does not
+        have is never said, and its spans count as missed.
+        """
+        if self.task.kind == "tokens":
+            named = [label if label in self.task.labels else OUTSIDE for label in self.classes]
+            return tuple(map(self.task.labels.index, named))
         meant = None if self.classes == self.task.labels else inference_reading(self.task)
         if meant is None:
             return tuple(range(len(self.classes)))
@@ -91,3 +109,24 @@ class Fit:
             raise NumericError(f"{self.task.name}: {int((~np.isfinite(values)).sum())} logits are not finite numbers")
         ids: NDArray[Any] = np.asarray(self.reading, dtype=np.int64)[values.argmax(axis=1)]
         return ids
+
+
+def tags_words(task_class: str) -> bool:
+    """Say whether a model class of transformers labels each word instead of the text."""
+    return "TokenClassification" in task_class
+
+
+def tags_agree(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Say whether two tag sets have O, and the entity types of one are all among those of the other."""
+    if OUTSIDE not in one or OUTSIDE not in other:
+        return False
+    first, second = ({tag[2:] for tag in tags if tag[:2] in ("B-", "I-")} for tags in (one, other))
+    return bool(first and second) and (first <= second or second <= first)
+
+
+def _unlike(classes: tuple[str, ...], task: Task) -> str:
+    more = [tag for tag in classes if tag not in task.labels]
+    if more:
+        return f"{task.name} does not annotate what the model tags {', '.join(more)}: read as {OUTSIDE}"
+    lacking = [tag for tag in task.labels if tag not in classes]
+    return f"the model has no tags {', '.join(lacking)}, which {task.name} annotates: they count as missed"

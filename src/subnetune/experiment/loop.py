@@ -109,6 +109,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
     data, tokenizer, train_set, collate, batches = load_examples(config, config.batch_size, device)
     say_dropped(data, reporter.say)
     eval_sets = encode_evaluation(data.evaluation, data.task, tokenizer, config.max_length)
+    counts = train_set.counts
     per_epoch = steps_per_epoch(len(train_set), config.batch_size, config.accumulate, world)
     total = min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)
     factor = schedule_factor(config.schedule, config.warmup, total)
@@ -164,7 +165,7 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         while tuning.index < total:
             epoch, done = divmod(tuning.index, per_epoch)
             order = epoch_order(len(train_set), config.seed, epoch)
-            plan = plan_epoch(order, config.batch_size, config.accumulate, rank, world)
+            plan = plan_epoch(order, config.batch_size, config.accumulate, rank, world, counts)
             for micros in plan[done : done + total - tuning.index]:
                 share = factor(tuning.index)
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from subnetune.core.errors import DataError
 from subnetune.experiment.config import RunConfig
 from subnetune.experiment.data import Collator, Encoded, encode, scoring_batches
 from subnetune.experiment.environment import seed_everything
@@ -31,10 +33,22 @@ class Examples(NamedTuple):
 def load_examples(
     config: RunConfig, batch_size: int, device: torch.device, splits: Sequence[str] = ("train", "dev")
 ) -> Examples:
-    """Return the examples of `splits`, train among them. Raises UsageError and DataError as `load_data` does."""
+    """Return the examples of `splits`, train among them. Raises UsageError and DataError as `load_data` does.
+
+    Of tagged words, training examples without one sub-word that has a tag are left out, which is said on stderr: a
+    batch of nothing else would have no loss.
+    """
     data = load_data(config, splits)
     tokenizer = load_tokenizer(config)
     train = encode(data.train, data.task, tokenizer, config.max_length)
+    if train.counts is not None and 0 in train.counts:
+        kept = [i for i, count in enumerate(train.counts) if count]
+        if not kept:
+            raise DataError(f"{data.task.name}: the tokenizer makes no sub-word of any word to train on")
+        print(
+            f"train: {len(train) - len(kept)} examples have no word that the tokenizer knows: left out", file=sys.stderr
+        )
+        train = train.select(kept)
     collate = Collator(tokenizer, device)
     return Examples(data, tokenizer, train, collate, scoring_batches(train, collate, batch_size, config.seed))
 

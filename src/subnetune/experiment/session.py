@@ -15,6 +15,7 @@ from torch import nn
 from subnetune.core.errors import CheckpointError, DataError, UsageError
 from subnetune.experiment.config import RunConfig, load_config
 from subnetune.experiment.rundir import RunDir
+from subnetune.tasks.spans import invalid_tags
 from subnetune.tasks.types import Split, Task, TaskData
 
 # Options that change the bits of what a model says about an example.
@@ -89,9 +90,15 @@ def dropped_items(data: TaskData) -> dict[str, int]:
 
 
 def say_dropped(data: TaskData, say: Callable[[str], None]) -> None:
-    """Say how many items were left out, a line per split: a score over fewer items is another score."""
+    """Say how many items were left out, a line per split: a score over fewer items is another score.
+
+    Of tagged words also how many tags are not as IOB2 has them.
+    """
     for name, count in dropped_items(data).items():
         say(f"{name}: {count} items are left out (no gold label, or a row cut short)")
+    for name, split in {"train": data.train, **data.evaluation}.items():
+        if count := invalid_tags(split, data.task):
+            say(f"{name}: {count} tags I-X follow no B-X or I-X: each is read as the start of an entity")
 
 
 def load_tokenizer(config: RunConfig, saved: Path | None = None) -> Any:
@@ -118,12 +125,17 @@ def load_tokenizer(config: RunConfig, saved: Path | None = None) -> Any:
 
 
 def load_model(config: RunConfig, task: Task) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the pretrained model with a head for `task`, and the names of what loading initialised newly."""
-    from subnetune.delta.models import load_pretrained
+    """Return the pretrained model with a head for `task`, and the names of what loading initialised newly.
+
+    A checkpoint that brings a head for the same labels keeps it (see `load_with_head`): its head is not new.
+    """
+    from subnetune.delta.models import load_with_head
 
     names = dict(enumerate(task.labels)) if task.labels else {0: "score"}
+    if task.kind == "tokens":
+        return load_with_head(config.model, "AutoModelForTokenClassification", names)
     kind = "single_label_classification" if task.labels else "regression"
-    return load_pretrained(config.model, "AutoModelForSequenceClassification", labels=names, problem_type=kind)
+    return load_with_head(config.model, "AutoModelForSequenceClassification", names, kind)
 
 
 def delta_file(config: RunConfig) -> Path:

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from subnetune.core.errors import NumericError
+from subnetune.experiment.alignment import LOST
 from subnetune.experiment.analysis.directions import Landscape
 from subnetune.experiment.data import Collator, Encoded
 from subnetune.experiment.evaluate import predict_logits
+from subnetune.experiment.fit import Fit
+from subnetune.experiment.words import predict_words, tag_words
 from subnetune.tasks.metrics import compute_metrics
 from subnetune.tasks.types import Split, Task
 
@@ -54,11 +57,27 @@ class Examples:
     def measure(self, model: nn.Module) -> Point:
         """Return what the model scores as it is."""
         assert self.split.labels is not None
+        if self.task.kind == "tokens":
+            return self._measure_words(model)
         assert self.encoded.labels is not None
         logits = predict_logits(model, self.encoded, self.collate, self.batch_size)
         loss = float(mean_loss(self.task, logits, self.encoded.labels))
         try:
             metric = next(iter(compute_metrics(self.task, logits.numpy(), self.split.labels).values()))
+        except NumericError:
+            metric = None
+        return Point(loss if math.isfinite(loss) else None, metric)
+
+    def _measure_words(self, model: nn.Module) -> Point:
+        tags, places = self.split.tags, self.encoded.places
+        assert tags is not None
+        assert places is not None
+        logits = predict_words(model, self.encoded, self.collate, self.batch_size)
+        seen = [tag for row, at in zip(tags, places, strict=True) for tag, i in zip(row, at, strict=True) if i != LOST]
+        loss = float(mean_loss(self.task, torch.cat(logits), torch.tensor(seen)))
+        try:
+            said = tag_words(logits, self.encoded, Fit(self.task.labels, self.task))
+            metric = next(iter(compute_metrics(self.task, said, tags).values()))
         except NumericError:
             metric = None
         return Point(loss if math.isfinite(loss) else None, metric)
