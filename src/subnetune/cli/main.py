@@ -16,6 +16,7 @@ from subnetune.cli.demo import demo
 from subnetune.cli.evaluate import evaluate
 from subnetune.cli.methods import methods
 from subnetune.cli.predict import predict
+from subnetune.cli.prime import prime
 from subnetune.cli.report import report
 from subnetune.cli.score import score
 from subnetune.cli.train import train
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 2 usage, 3 data or checkpoint, 4 numeric.",
 )
-for _command in (train, evaluate, predict, compare, score, report, methods, demo):
+for _command in (train, evaluate, predict, prime, compare, score, report, methods, demo):
     app.command()(_command)
 app.add_typer(delta, name="delta")
 

@@ -1,17 +1,20 @@
-"""A command's flags, made from the fields of `RunConfig`: one meaning, one allowed range, wherever an option is set."""
+"""A command's flags, made from a configuration's fields: one meaning, one allowed range, wherever an option is set."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 import typer
 
 from subnetune.core.errors import UsageError
-from subnetune.experiment.config import RunConfig, load_config
+from subnetune.experiment.config import RunConfig
+from subnetune.experiment.fields import Options
 from subnetune.experiment.strict_yaml import parse_value
+
+Panels: TypeAlias = Mapping[str, tuple[str, ...]]
 
 # The flags of `train`, in the order and under the headings of its help. `options` is written --set NAME=VALUE.
 PANELS: dict[str, tuple[str, ...]] = {
@@ -38,8 +41,10 @@ EXAMPLES = (
 )
 
 
-def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `--config` and the flags of these fields; its parameter `config` becomes the checked run.
+def takes(
+    *names: str, of: type[Options] = RunConfig, panels: Panels = PANELS
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `--config` and the flags of these fields of `of`; its parameter `config` becomes the checked run.
 
     The command's other parameters stay its own. A flag that is not given leaves its field to the file or the default.
     """
@@ -49,12 +54,12 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         own = [
             p.replace(annotation=hints[n]) for n, p in inspect.signature(function).parameters.items() if n != "config"
         ]
-        flags = [option_flag(name) for name in names]
+        flags = [option_flag(name, of=of, panels=panels) for name in names]
 
         def command(**given: Any) -> None:
             file = given.pop("config_file")
-            values = given_values((name, given.pop(name)) for name in names)
-            function(config=load_config(file, values), **given)
+            values = given_values(((name, given.pop(name)) for name in names), of)
+            function(config=of.load(file, values), **given)
 
         parameters = [*own, _config_file(), *flags]
         # What typer reads: the signature and the annotations of the function that it will call.
@@ -75,16 +80,19 @@ def _config_file() -> inspect.Parameter:
     return _parameter("config_file", Annotated[Path | None, typer.Option("--config", help=meaning, metavar="FILE")])
 
 
-def option_flag(name: str, usual: object = None) -> inspect.Parameter:
+def option_flag(
+    name: str, usual: object = None, of: type[Options] = RunConfig, panels: Panels = PANELS
+) -> inspect.Parameter:
     """Return the flag of one field. Values are read from text as from a file, so errors read alike.
 
     `usual` is the default that the help names, where the command has one of its own.
     """
-    field = RunConfig.model_fields[name]
-    panel = next((panel for panel, names in PANELS.items() if name in names), "Model and examples")
+    field = of.model_fields[name]
+    panel = next((panel for panel, names in panels.items() if name in names), "Model and examples")
     spelled = "--set" if name == "options" else f"--{name.strip('_').replace('_', '-')}"
     shown = field.default if usual is None else usual
-    default = "" if shown in (None, (), {}, False) else f" Default: {shown}."
+    shown = ",".join(map(str, shown)) if isinstance(shown, tuple) else shown
+    default = "" if shown in (None, "", {}, False) else f" Default: {shown}."
     meaning = f"{field.description}{default}"
     if field.annotation is bool:
         both = f"{spelled}/--no-{spelled[2:]}"
@@ -92,25 +100,25 @@ def option_flag(name: str, usual: object = None) -> inspect.Parameter:
     kind = list[str] if name in ("with_", "options") else str
     return _parameter(
         name,
-        Annotated[kind | None, typer.Option(spelled, help=meaning, metavar=_metavar(name), rich_help_panel=panel)],
+        Annotated[kind | None, typer.Option(spelled, help=meaning, metavar=_metavar(name, of), rich_help_panel=panel)],
     )
 
 
-def _kinds(name: str) -> set[Any]:
-    annotation = RunConfig.model_fields[name].annotation
+def _kinds(name: str, of: type[Options]) -> set[Any]:
+    annotation = of.model_fields[name].annotation
     return set(get_args(annotation) or (annotation,)) - {type(None)}
 
 
-def _metavar(name: str) -> str:
+def _metavar(name: str, of: type[Options]) -> str:
     if name == "options":
         return "NAME=VALUE"
     if name == "text":
         return "A[,B]"
-    if name == "track":
+    if name in ("track", "tasks", "outer", "freeze"):
         return "NAME[,NAME]"
     if name == "with_":
         return "NAME[:OPTION=VALUE,...]"
-    kinds = _kinds(name)
+    kinds = _kinds(name, of)
     if float in kinds:
         return "NUMBER"
     return "INTEGER" if int in kinds else "PATH" if Path in map(_bare, kinds) else "TEXT"
@@ -120,18 +128,18 @@ def _bare(annotation: Any) -> Any:
     return get_args(annotation)[0] if get_args(annotation) else annotation
 
 
-def given_values(given: Iterable[tuple[str, Any]]) -> dict[str, object]:
+def given_values(given: Iterable[tuple[str, Any]], of: type[Options] = RunConfig) -> dict[str, object]:
     """Return the flags that were given, as the values that a configuration file would hold."""
     values: dict[str, object] = {}
     for name, value in given:
         if value is None or value == []:
             continue
-        key = RunConfig.model_fields[name].alias or name
+        key = of.model_fields[name].alias or name
         if name == "options":
             values[key] = settings(value)
         elif name == "text":
             values[key] = [column.strip() for column in value.split(",")]
-        elif isinstance(value, str) and _kinds(name) & {int, float}:
+        elif isinstance(value, str) and _kinds(name, of) & {int, float}:
             values[key] = parse_value(value, f"--{name.replace('_', '-')}")
         else:
             values[key] = value

@@ -9,66 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
-from subnetune.core.errors import UsageError, nearest
+from subnetune.core.errors import UsageError
 from subnetune.core.schedule_names import SCHEDULES, Schedule
+from subnetune.experiment.fields import File, Names, Options, Pieces, Trackers, Value, option
 from subnetune.experiment.names import run_name
-from subnetune.experiment.piece_texts import piece_texts
-from subnetune.experiment.strict_yaml import dump_yaml, read_yaml
 
 if TYPE_CHECKING:
     from subnetune.core.recipe import Recipe
 
-OptionValue: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...] | None
 
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _names(value: object) -> object:
-    # One name may stand for a list of one, and commas separate as they do on the command line.
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else _tuple(value)
-
-
-def _path(value: object) -> object:
-    return Path(value).expanduser() if isinstance(value, str) and value else value
-
-
-def _pieces(value: object) -> object:
-    try:
-        return piece_texts(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], BeforeValidator(_names)]
-Pieces = Annotated[tuple[str, ...], BeforeValidator(_pieces)]
-File = Annotated[Path, BeforeValidator(_path)]
-Value = Annotated[OptionValue, BeforeValidator(_tuple)]
-
-
-def option(default: Any, meaning: str, allowed: str, **limits: Any) -> Any:
-    """Return a field: `meaning` is its help text, `allowed` is what an error message says was wanted."""
-    return Field(default, description=meaning, json_schema_extra={"allowed": allowed}, **limits)
-
-
-class RunConfig(BaseModel):
+class RunConfig(Options):
     """What a run does. See `from_values` for the errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,  # True is not 1, and "3" is not 3
-        allow_inf_nan=False,
-        validate_by_name=True,
-        validate_by_alias=True,
-        hide_input_in_errors=False,
-    )
 
     model: str = option(
         "minilm", "`minilm` (the packaged encoder), a folder, or a Hub name.", "a name or folder", min_length=1
@@ -77,7 +32,9 @@ class RunConfig(BaseModel):
         None, "A task by name, such as `rte`; or give --train-file.", "a task's name", min_length=1
     )
     data_dir: File | None = option(None, "The folder that holds the task's official download.", "a folder")
-    train_file: File | None = option(None, "Own examples to train on: CSV, TSV, JSONL or parquet.", "a file")
+    train_file: File | None = option(
+        None, "Own examples to train on: CSV, TSV, JSONL, parquet; tagged words: .conll, .iob2, .txt.", "a file"
+    )
     dev_file: File | None = option(None, "Own examples to evaluate on.", "a file")
     text: Names | None = option(
         None,
@@ -179,7 +136,9 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"task {self.task!r} knows its own files and columns; leave out {', '.join(own + columns)}"
             )
-        if own and self.text is None:
+        if self.own_words and columns:
+            raise ValueError(f"files of tagged words have no columns to name; leave out {', '.join(columns)}")
+        if own and self.text is None and not self.own_words:
             raise ValueError(
                 "own files need the name of their text column: --text COLUMN, or --text FIRST,SECOND for pairs"
             )
@@ -191,52 +150,18 @@ class RunConfig(BaseModel):
             raise ValueError("holdout evaluates on a part of train; leave out dev_file")
         return self
 
-    @classmethod
-    def from_values(
-        cls, values: Mapping[str, object], source: str = "", lines: Mapping[str, int] | None = None
-    ) -> RunConfig:
-        """Check `values` (names as in a configuration file) and return the run.
+    @property
+    def own_words(self) -> bool:
+        """Whether the run's own files hold tagged words, by their endings."""
+        from subnetune.tasks.token_files import is_token_file
 
-        Raises:
-            UsageError: for all problems at once; each names the field, what was got and what is allowed, and where
-                `source` and `lines` are given the file and line that it came from.
-        """
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            problems = dict.fromkeys(_problem(problem, source, lines or {}) for problem in error.errors())
-            raise UsageError("\n".join(problems)) from None
-
-    def values(self) -> dict[str, object]:
-        """Return what a configuration file would say: plain values by name, without what is unset."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-    def to_yaml(self) -> str:
-        """Return the text of `config.yaml`; reading it back gives an equal run."""
-        return dump_yaml(self.values())
+        files = [path for path in (self.train_file, self.dev_file) if path is not None]
+        return self.text is None and any(map(is_token_file, files))
 
 
 def field_names() -> dict[str, str]:
     """Map each name that a file may use to its attribute (they differ for `with`)."""
-    return {field.alias or name: name for name, field in RunConfig.model_fields.items()}
-
-
-def _problem(problem: Any, source: str, lines: Mapping[str, int]) -> str:
-    """One line of an error message: where, which field, what was got, what is allowed."""
-    path = [str(part) for part in problem["loc"]]
-    name = path[0] if path else ""
-    line = lines.get(".".join(path[:2]), lines.get(name))
-    where = f"{source}, line {line}: " if line else ""
-    if not name:
-        return f"{where}{problem['msg'].removeprefix('Value error, ')}"
-    if problem["type"] == "extra_forbidden":
-        meant = "; what --set gives is `options: {NAME: VALUE}` here" if name == "set" else nearest(name, field_names())
-        return f"{where}unknown option {name!r}{meant}"
-    attribute = field_names().get(name, name)
-    extra = RunConfig.model_fields[attribute].json_schema_extra
-    allowed = extra["allowed"] if isinstance(extra, dict) else ""
-    reason = f" ({problem['msg'].removeprefix('Value error, ')})" if problem["type"] == "value_error" else ""
-    return f"{where}{name}: got {repr(problem['input'])[:200]}, allowed is {allowed}{reason}"
+    return RunConfig.field_names()
 
 
 def load_config(file: Path | None, flags: Mapping[str, object]) -> RunConfig:
@@ -245,15 +170,7 @@ def load_config(file: Path | None, flags: Mapping[str, object]) -> RunConfig:
     Raises:
         UsageError: the file or a value is not what it must be (see `read_yaml` and `RunConfig.from_values`).
     """
-    if file is None:
-        return RunConfig.from_values(flags)
-    document = read_yaml(file)
-    values: dict[str, object] = {**document.values, **flags}
-    of_file, of_flags = document.values.get("options"), flags.get("options")
-    if isinstance(of_file, dict) and isinstance(of_flags, dict):
-        values["options"] = {**of_file, **of_flags}
-    lines = {name: line for name, line in document.lines.items() if name.partition(".")[0] not in flags}
-    return RunConfig.from_values(values, str(file), lines)
+    return RunConfig.load(file, flags)
 
 
 def resolve(config: RunConfig) -> RunConfig:

@@ -34,14 +34,14 @@ class Reporter:
         self._total = 0
         self._last_line = 0.0
 
-    def open(self, log: Path, total: int, done: int) -> None:
-        """Append to the log file at `log` and show the progress of `total` steps, `done` of them taken."""
+    def open(self, log: Path, total: int, done: int, what: str = "training") -> None:
+        """Append to the log file at `log` and show the progress of `total` steps of `what`, `done` of them taken."""
         if not self._enabled:
             return
         self._total = total
         self._last_line = time.monotonic()
         self._file = log.open("a", encoding="utf-8")
-        self._show_bar("training", total, done)
+        self._show_bar(what, total, done)
 
     def scoring(self, done: int, total: int, loss: float) -> None:
         """Show that `done` of the `total` steps of a score are taken, before there is a log."""
@@ -70,14 +70,23 @@ class Reporter:
         if self._enabled:
             self._console.print(message)
 
-    def step(self, step: int, *, loss: Tensor, lr: float, grad_norm: Tensor, seconds: float) -> None:
-        """Log one optimizer step, and show it."""
+    def step(
+        self,
+        step: int,
+        *,
+        loss: Tensor | float,
+        lr: float,
+        grad_norm: Tensor | float,
+        seconds: float,
+        more: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log one optimizer step, with further values `more`, and show it."""
         if not self._enabled:
             return
         value = float(loss)
-        entry = {"step": step, "loss": value, "lr": lr, "grad_norm": float(grad_norm), "seconds": round(seconds, 3)}
-        self._write(entry)
-        self.tracking.log(step, "loss", {"loss": value, "lr": lr, "grad_norm": entry["grad_norm"]})
+        entry = {"step": step, "loss": value, "lr": lr, "grad_norm": float(grad_norm), **(more or {})}
+        self._write({**entry, "seconds": round(seconds, 3)})
+        self.tracking.log(step, "loss", {name: value for name, value in entry.items() if name != "step"})
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, description=f"loss {value:.4f}")
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:

@@ -45,6 +45,11 @@ class RunDir:
         return self.path / FILE_NAME
 
     @property
+    def outcome(self) -> Path:
+        """The file that a finished run has in any case: its delta."""
+        return self.delta
+
+    @property
     def mask(self) -> Path:
         """The static mask, written before step 0; absent where the mask changes or everything trains."""
         return self.path / "mask.safetensors"
@@ -86,8 +91,8 @@ class RunDir:
         metrics = read_json(self.metrics)
         if metrics.get("status") != "finished":
             return None
-        if not self.delta.is_file():
-            raise CheckpointError(f"{self.delta}: missing, though {self.metrics.name} says that the run is finished")
+        if not self.outcome.is_file():
+            raise CheckpointError(f"{self.outcome}: missing, though {self.metrics.name} says that the run is finished")
         return metrics
 
     def forget(self) -> None:
@@ -112,15 +117,15 @@ class RunDir:
 
 
 @contextmanager
-def open_run(path: Path, *, resume: bool, main: bool = True) -> Iterator[RunDir]:
+def open_run(path: Path, *, resume: bool, main: bool = True, kind: type[RunDir] = RunDir) -> Iterator[RunDir]:
     """Create or enter the run directory at `path` and hold its lock until the end of the block (the main process does).
 
     Raises UsageError, before anything else happens, when `path` cannot be written, holds something already and
     `resume` is False, holds something that is no run, or another process works in it (the message names its pid). The
-    lock of a process that died counts for nothing.
+    lock of a process that died counts for nothing. `kind` is what lies there: `train`'s runs, or another command's.
     """
     if not main:
-        yield RunDir(path)
+        yield kind(path)
         return
     if path.exists() and not path.is_dir():
         raise UsageError(f"the output {path} is a file; a run needs a folder")
@@ -140,24 +145,24 @@ def open_run(path: Path, *, resume: bool, main: bool = True) -> Iterator[RunDir]
             raise UsageError(
                 f"{path}: another run (process {holder}) works in this folder; wait for it, or stop it"
             ) from error
-        _check_contents(path, resume)
+        _check_contents(kind(path), resume)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         sweep_stale(path)
-        yield RunDir(path)
+        yield kind(path)
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
 
-def _check_contents(path: Path, resume: bool) -> None:
-    run = RunDir(path)
-    others = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(".config.yaml.")]
+def _check_contents(run: RunDir, resume: bool) -> None:
+    path, config = run.path, run.config.name
+    others = [p.name for p in path.iterdir() if p.name != ".lock" and not p.name.startswith(f".{config}.")]
     if others and not resume:
         state = "a finished run" if run.metrics.is_file() and run.finished() else "something"
         raise UsageError(f"{path} holds {state} already; add --resume to continue it, or choose another --output")
     if others and not run.config.is_file():
-        raise UsageError(f"{path} holds no run that could be resumed (no config.yaml), but other files: {others[0]}")
+        raise UsageError(f"{path} holds no run that could be resumed (no {config}), but other files: {others[0]}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

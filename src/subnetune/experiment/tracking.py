@@ -24,7 +24,7 @@ from subnetune.core.randomness import forked_randomness
 from subnetune.experiment.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
-    from subnetune.experiment.config import RunConfig
+    from subnetune.experiment.fields import Options
 
 PROJECT = "subnetune"
 _MLFLOW_URI = "MLFLOW_TRACKING_URI"
@@ -56,7 +56,7 @@ class Tracking:
         self._log = Path()
         self._set_uri = False
 
-    def start(self, config: RunConfig, run: RunDir, step: int) -> None:
+    def start(self, config: Options, run: RunDir, step: int) -> None:
         """Start a tracker's run after optimizer step `step` (0: a new one), with the options as hyper-parameters.
 
         Call it before the log of the run is cut: it says what the trackers were told. Raises UsageError where one
@@ -141,7 +141,7 @@ class Tracking:
         return (folder / "artifacts").as_uri()
 
 
-def hyper_parameters(config: RunConfig) -> dict[str, bool | int | float | str]:
+def hyper_parameters(config: Options) -> dict[str, bool | int | float | str]:
     """Return the options of a run as trackers take them: one plain value a name, `options.NAME` for the method's."""
     flat: dict[str, bool | int | float | str] = {}
     for name, value in config.values().items():
