@@ -61,7 +61,8 @@ class Fit:
         if scores != (task.kind == "regression"):
             raise UsageError(f"the model predicts {'scores' if scores else 'classes'}, {task.name} asks for the other")
         if tags_words(type(model).__name__) != (task.kind == "tokens"):
-            raise UsageError(f"one of the model and {task.name} is about texts, the other about the words in them")
+            labels, asks = ("texts", "words") if task.kind == "tokens" else ("words", "texts")
+            raise UsageError(f"the model labels {labels}, {task.name} asks for labels of {asks}")
         if task.kind == "tokens":
             mapped = tags_agree(classes, task.labels)
         else:

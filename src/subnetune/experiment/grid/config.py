@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from subnetune.core.errors import UsageError, nearest
-from subnetune.experiment.config import File, field_names, option
+from subnetune.experiment.config import field_names
+from subnetune.experiment.fields import File, option
 from subnetune.experiment.strict_yaml import dump_yaml, read_yaml
 
 # What the authors of Child-Tuning name in their repository (METHODS A.3): the first N of them are `seeds: N`.
@@ -175,6 +176,7 @@ class GridConfig(_Strict):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> GridConfig:
+        from subnetune.experiment.grid.own_words import check_other_tasks, needed_of_own
         from subnetune.methods import get
         from subnetune.tasks import find_task
 
@@ -186,12 +188,11 @@ class GridConfig(_Strict):
             if "train_file" not in entry and "dev_file" not in entry:
                 if (other := known.setdefault(find_task(name).name, name)) != name:
                     raise ValueError(f"tasks: {name!r} is the task {other!r} again")
-            elif missing := [part for part in ("train_file", "dev_file", "text", "label") if part not in entry]:
+            elif missing := [part for part in needed_of_own(entry) if part not in entry]:
                 raise ValueError(f"tasks.{name}: own files need {', '.join(missing)} too")
         for label, entry in self.methods.items():
             get(str(entry.get("method", label)))
-        for name in (*self.transfer, *self.probes):
-            find_task(name)
+        check_other_tasks(self.transfer, self.probes, self.tasks)
         if self.baseline is not None and self.baseline not in self.methods:
             raise ValueError(f"baseline {self.baseline!r} is none of the methods {', '.join(self.methods)}")
         if isinstance(self.seeds, dict) and (missing := [name for name in self.tasks if name not in self.seeds]):
