@@ -6,18 +6,36 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from subnetune.core.errors import UsageError
-from subnetune.core.hashing import draw_seed
-from subnetune.core.randomness import forked_randomness
 from subnetune.core.structure import Structure
 from subnetune.core.types import Setting
 from subnetune.prepare.add_adapter import AddAdapter
+from subnetune.prepare.priming.chance import seeded
 from subnetune.prepare.set_dropout import SetDropout
 
 if TYPE_CHECKING:
     from subnetune.prepare.prime import Prime
+
+
+class Buffers:
+    """A model's buffers with the values that they have now, which running statistics and counts leave."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._found = [
+            (module, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give every buffer those values again."""
+        for module, name, buffer, value in self._found:
+            setattr(module, name, buffer)
+            buffer.copy_(value)
 
 
 def borrow(prime: Prime, setting: Setting, undo: ExitStack) -> set[str]:
@@ -42,12 +60,12 @@ def borrow(prime: Prime, setting: Setting, undo: ExitStack) -> set[str]:
     for p, _, _ in parameters:
         p.grad = None
     before = Structure(model)
+    had = before.adapters()  # now: adding replaces the modules that it looks at
     for piece in prime.inner.prepare:
-        if isinstance(piece, AddAdapter) and not before.adapted():
-            with forked_randomness():
-                torch.manual_seed(draw_seed(setting.seed, 0, "priming: adapters"))
+        if isinstance(piece, SetDropout) or (isinstance(piece, AddAdapter) and not before.adapted()):
+            with seeded(setting.seed, 0, "adapters"):
                 undo.callback(piece.restructure(model))
     if not prime.dropout:
         undo.callback(SetDropout(0.0).restructure(model))
     model.train()
-    return Structure(model).adapters() - before.adapters()
+    return Structure(model).adapters() - had

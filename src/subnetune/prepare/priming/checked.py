@@ -1,9 +1,9 @@
-"""What is looked at between an outer step's gradients and the step: their mean over ranks, that all is finite."""
+"""What is looked at between an outer step's gradients and the step: means over ranks, and that all is finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
     from subnetune.prepare.prime import Prime
 
 
-def average(tensors: Iterable[Tensor]) -> None:
-    """Replace gradients by their mean over the ranks, where there are several; every rank must join."""
+def over_ranks(value: Tensor) -> Tensor:
+    """Return the mean of `value` over the ranks, where there are several; every rank must join."""
     if dist.is_available() and dist.is_initialized() and (ranks := dist.get_world_size()) > 1:
-        for p in tensors:
-            p.grad = all_reduce_sum(torch.zeros_like(p) if p.grad is None else p.grad) / ranks
+        return all_reduce_sum(value).div_(ranks)
+    return value
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace gradients by their means over the ranks; one that no rank has stays None."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        there = torch.tensor([p.grad is not None for p in tensors], dtype=torch.float32, device=tensors[0].device)
+        for p, share in zip(tensors, over_ranks(there).tolist(), strict=True):
+            if share:
+                p.grad = over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
 
 
 def check_finite(prime: Prime, index: int, loss: float, norm: float) -> None:
-    """Raise NumericError where the query loss or the gradient's norm of outer step `index` (0-based) is not finite."""
+    """Raise NumericError where the query loss or the gradients' norm of outer step `index` (0-based) is not finite."""
     if not (math.isfinite(norm) and math.isfinite(loss)):
         raise NumericError(
             f"priming: the query loss is {loss} and the gradient norm {norm} in outer step {index + 1}; nothing was "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from subnetune.core.types import Live
+from subnetune.prepare.priming.descent import Update, check_reached, descend
 from subnetune.prepare.priming.episodes import Episode
 from subnetune.prepare.priming.learner import Learner
 from subnetune.prepare.priming.rates import Rates
@@ -27,36 +29,41 @@ def adapt(
 
     index: how many inner steps there were before, for masks that change. pull: of a quadratic pull to `start`.
     """
-    first = None
+    first, numbers = None, rates.numbers()
+    learner.require(learner.moved)
     for k in range(learner.prime.inner_steps):
-        learner.require(learner.moved)
         live = learner.masks.live(index + k, start)
         loss = learner.losses.support(learner.model, episode.support[k % len(episode.support)], episode.task, live)
         first = loss.detach() if first is None else first
-        moved = learner.tensors(learner.moved)
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(moved.values()), allow_unused=True)
-        del loss
-        with torch.no_grad():
-            for (name, p), gradient in zip(moved.items(), gradients, strict=True):
-                if gradient is None:
-                    continue
-                if pull:
-                    gradient = gradient.add(p - start[name], alpha=pull)
-                mask = None if live.mask is None else live.mask.get(name)
-                p.sub_(gradient if mask is None else gradient * mask, alpha=rates.of(name))
-        del gradients
+        descend(loss, learner.tensors(learner.moved), _plain_step(live, start, numbers, pull))
+    learner.masks.clear()
     return first
+
+
+def _plain_step(live: Live, start: Mapping[str, Tensor], numbers: Mapping[str, float], pull: float) -> Update:
+    def update(name: str, p: Tensor, gradient: Tensor) -> None:
+        if pull:
+            gradient = gradient.add(p - start[name], alpha=pull)
+        mask = None if live.mask is None else live.mask.get(name)
+        p.sub_(gradient if mask is None else gradient.masked_fill(~mask, 0.0), alpha=numbers[name])
+
+    return update
 
 
 def fomaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: float) -> Measured:
     """Add `share` of the query loss's gradient at the adapted weights to the parent's gradients.
 
-    Memory: what the inner loop moves is copied once, and its gradients are held while a step is taken.
+    Memory: a copy of what the inner loop moves, beside the graph of one batch at a time.
     """
     with learner.kept() as start:
         first = adapt(learner, episode, index, start, rates)
         learner.require({*learner.parent, *(learner.moved if rates.learned else ())})
+        losses = []
         with rates.watching(learner.tensors(learner.moved), start):
-            loss = learner.losses.query(learner.model, episode.query, episode.task)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-        return Measured(loss.detach() if first is None else first, loss.detach())
+            for batch in episode.query:
+                loss = learner.losses.query(learner.model, (batch,), episode.task)
+                check_reached(loss, "outer")
+                (loss * (share / len(episode.query))).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+        query = torch.stack(losses).mean()
+        return Measured(query if first is None else first, query)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -39,26 +39,39 @@ def loss_of(learner: Learner, task: str) -> LossOf:
     return loss
 
 
+def check_graph(gradients: Iterable[Tensor | None]) -> None:
+    """Raise UsageError where a gradient came through a function that says that it has no second derivative.
+
+    Autograd leaves such a function out, and says nothing, where it is asked for gradients of chosen tensors.
+    """
+    left = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
+    seen = set(left)
+    while left:
+        node = left.pop()
+        if node.name().endswith("::Error"):
+            raise UsageError(_KERNEL.format("a function that is marked as once differentiable"))
+        following = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= following
+        left += following
+
+
+_KERNEL = (
+    "Prime: this model has a kernel without a second derivative ({}); load it with "
+    'attn_implementation="eager", or use fomaml or reptile'
+)
+
+
 @contextmanager
-def differentiable_twice(model: nn.Module) -> Iterator[None]:
+def differentiable_twice() -> Iterator[None]:
     """Have attention computed by plain operations inside: the fused kernels have no second derivative.
 
     This reaches all that goes through torch's scaled_dot_product_attention, and eager attention needs nothing. Raises
-    UsageError for a model that recomputes its layers (gradient checkpointing), since what is recomputed has no graph,
-    and for other kernels without a second derivative.
+    UsageError for other kernels without a second derivative.
     """
-    if any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules()):
-        raise UsageError(
-            "Prime: second derivatives need the graph that gradient checkpointing gives up: switch it off "
-            "(model.gradient_checkpointing_disable()), or use fomaml or reptile"
-        )
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     except (RuntimeError, NotImplementedError) as error:
         if "derivative" not in str(error) and "double backward" not in str(error):
             raise
-        raise UsageError(
-            f"Prime: this model has a kernel without a second derivative ({error}); load it with "
-            'attn_implementation="eager", or use fomaml or reptile'
-        ) from error
+        raise UsageError(_KERNEL.format(error)) from error

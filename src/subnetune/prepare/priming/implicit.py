@@ -13,7 +13,7 @@ from torch import Tensor
 from subnetune.prepare.priming.conjugate import solve
 from subnetune.prepare.priming.episodes import Episode
 from subnetune.prepare.priming.first_order import Measured, adapt
-from subnetune.prepare.priming.functional import differentiable_twice, loss_of
+from subnetune.prepare.priming.functional import check_graph, differentiable_twice, loss_of
 from subnetune.prepare.priming.learner import Learner
 from subnetune.prepare.priming.rates import Rates
 
@@ -35,17 +35,18 @@ def imaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: f
         tensors, loss = learner.tensors(name for name in learner.structure.names if name in both), None
         run = loss_of(learner, episode.task)
         phi = {name: tensors[name] for name in learner.moved}
-        with differentiable_twice(learner.model):
+        with differentiable_twice():
             loss = run(phi, episode.query)
             found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
             outer = {name: g for name, g in zip(tensors, found, strict=True) if g is not None}
             slope = torch.autograd.grad(
                 run(phi, episode.support), list(phi.values()), create_graph=True, allow_unused=True
             )
+            check_graph(slope)
             graph = {name: g for name, g in zip(phi, slope, strict=True) if g is not None and g.requires_grad}
 
             def masked(values: Named) -> Named:
-                return {n: v * mask[n] if n in mask else v for n, v in values.items()}
+                return {n: torch.where(mask[n], v, 0.0) if n in mask else v for n, v in values.items()}
 
             def product(v: Named, by: Named, keep: bool = True) -> Named:
                 if not (shared := [(graph[n] * v[n]).sum() for n in graph if n in v]) or not by:
@@ -58,21 +59,20 @@ def imaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: f
                 bent = masked(product(v, {n: phi[n] for n in v}))
                 return {n: v[n] + bent[n] / pull if n in bent else v[n] for n in v}
 
-            v = solve(curved, masked({n: g for n, g in outer.items() if n in phi}), ITERATIONS)
-            rest = {n: tensors[n] for n in learner.parent if n not in phi}
+            reached = {n: p for n, p in phi.items() if n in outer or n in graph}
+            right = {n: outer[n] if n in outer else torch.zeros_like(p) for n, p in reached.items()}
+            v = solve(curved, masked(right), ITERATIONS)
+            # What the mask leaves out of a tensor starts and stays: it is as what the inner loop does not touch.
+            rest = {n: tensors[n] for n in learner.parent if n not in phi or n in mask}
             mixed = product(v, rest, keep=False)
         with torch.no_grad():
             for name in learner.parent:
-                if name in phi:
-                    # What the mask leaves out starts and stays: its gradient is that of the query loss.
-                    gradient = v.get(name, torch.zeros_like(phi[name]))
-                    if name in mask and name in outer:
-                        gradient = torch.where(mask[name], gradient, outer[name])
-                elif name in outer:
-                    gradient = outer[name] - mixed[name] / pull if name in mixed else outer[name]
-                else:
-                    continue
-                p = tensors[name]
-                p.grad = gradient * share if p.grad is None else p.grad.add_(gradient, alpha=share)
+                p, gradient = tensors[name], v.get(name)
+                if name in rest and (name in outer or name in mixed):
+                    direct = outer.get(name, torch.zeros_like(p))
+                    straight = direct - mixed[name] / pull if name in mixed else direct
+                    gradient = straight if gradient is None else torch.where(mask[name], gradient, straight)
+                if gradient is not None:
+                    p.grad = gradient * share if p.grad is None else p.grad.add_(gradient, alpha=share)
     assert first is not None
     return Measured(first, loss.detach())

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from subnetune.core.errors import UsageError
 from subnetune.core.roles import role_names
 from subnetune.core.scope import group_rates, resolve
 from subnetune.core.structure import Structure
 from subnetune.core.types import Setting, no_grad_copy
+from subnetune.prepare.priming.fit import check_fit
 from subnetune.prepare.priming.fresh import Fresh
 from subnetune.prepare.priming.losses import Losses
 from subnetune.prepare.priming.masks import Masks
@@ -31,12 +33,16 @@ class Learner:
 
     def __init__(self, prime: Prime, setting: Setting, added: set[str]) -> None:
         self.prime, self.model, self.structure = prime, setting.model, Structure(setting.model)
-        drawn = added | (role_names(self.structure, "@head") if prime.head == "fresh" else set())
+        head = role_names(self.structure, "@head") if prime.head == "fresh" else set()
+        if prime.head == "fresh" and not head:
+            raise UsageError("Prime: head='fresh', and nothing lies outside the base model: use head='shared'")
+        drawn = added | head
         self.parent = parent_names(prime.outer, self.structure, drawn)
         resolved = resolve(prime.inner.scope, self.structure)
         self.moved = resolved.trained
         rates = group_rates(prime.inner.groups, self.structure, self.moved)
         self.scale = {name: scale for (scale, _), names in rates.items() for name in names}
+        check_fit(prime, self.model, self.parent, self.moved)
         self.fresh, self.losses = Fresh(self.structure, drawn, setting.seed), Losses(prime, setting.forward)
         self.masks = Masks(prime, setting, self.structure, resolved.selected)
 
@@ -63,7 +69,11 @@ class Learner:
                 for name, p in self.tensors(self.moved).items():
                     p.copy_(start[name])
 
+    def drop_gradients(self) -> None:
+        """Drop the gradients of what the outer loop must not move."""
+        for name in set(self.structure.names) - set(self.parent):
+            self.structure.read(name).grad = None
+
     def close(self) -> None:
-        """Give what was drawn anew its first values, and take the forward rules' hooks off."""
-        self.fresh.put_back()
+        """Take the forward rules' hooks off."""
         self.masks.close()

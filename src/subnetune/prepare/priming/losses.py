@@ -47,14 +47,16 @@ def _under(rule: ForwardRule, run: Forward, live: Live, module: nn.Module, batch
 
 def _over(run: Forward, classes: tuple[int, ...], task: str, module: nn.Module, batch: Batch) -> Output:
     """Run the model and take the cross entropy over `classes` alone; labels below 0 do not count."""
-    out, labels = run(module, batch), batch["labels"]
+    labels = batch.get("labels")
+    if labels is None or labels.is_floating_point():
+        raise DataError(f"Prime: head='matched' needs batches with class ids as 'labels', and task {task!r} has none")
+    out = run(module, batch)
     if max(classes) >= out.logits.shape[-1]:
         raise DataError(f"Prime: task {task!r} has class {max(classes)}, the head {out.logits.shape[-1]} outputs")
-    place = torch.full((out.logits.shape[-1],), -1, dtype=torch.int64, device=labels.device)
-    place[list(classes)] = torch.arange(len(classes), device=labels.device)
-    counted = labels >= 0
-    own = torch.where(counted, place[labels.clamp(min=0)], -100)
-    if bool((own == -1).any()):
+    own, counted = torch.full_like(labels, -100), labels >= 0
+    for place, one in enumerate(classes):
+        own[labels == one] = place
+    if bool((own[counted] < 0).any()):
         raise DataError(f"Prime: task {task!r} has labels outside its classes {classes}")
     logits = out.logits[..., list(classes)]
     return Output(nn.functional.cross_entropy(logits.flatten(0, -2), own.flatten()), logits)

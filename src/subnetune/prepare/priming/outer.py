@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,18 +31,12 @@ class Outer:
     def _params(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def keep_its_own(self) -> None:
-        """Drop gradients of what the outer loop must not move."""
-        own = set(self._learner.parent)
-        for name, p in self._learner.tensors(self._learner.structure.names).items():
-            if name not in own:
-                p.grad = None
-
     def norm(self) -> float:
-        """Average the gradients over the ranks and return the norm of the parent's, that of learned rates apart."""
+        """Average the gradients over the ranks and return the norm of the parent's; NaN where a rate's is none."""
         average(self._params())
         found = [p.grad for p in self._optimizer.param_groups[0]["params"] if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(found)) if found else 0.0
+        finite = self._rates.log.grad is None or bool(self._rates.log.grad.isfinite().all())
+        return (float(torch.nn.utils.get_total_norm(found)) if found else 0.0) if finite else math.nan
 
     def step(self, index: int, norm: float) -> None:
         """Clip, then move the parent and the rates; `index` outer steps came before."""
@@ -53,6 +48,9 @@ class Outer:
         left = (prime.steps - index) / prime.steps if prime.schedule == "linear" else 1.0
         for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
             group["lr"] = full * left
+            if not group["lr"]:  # AdamW's step of size 0 turns -0.0 into 0.0
+                for p in group["params"]:
+                    p.grad = None
         self._optimizer.step()
 
     def clear(self) -> None:
@@ -63,10 +61,8 @@ class Outer:
         """Return the optimizer's state and the rates."""
         return {"optimizer": self._optimizer.state_dict(), "log_rates": self._rates.log.detach().clone()}
 
-    def load_state_dict(self, state: Mapping[str, Any], recipe: str) -> None:
-        """Take up a state. Raises CheckpointError where it is of another recipe or has other tensors."""
-        if state.get("recipe") != recipe:
-            raise CheckpointError(f"this priming state is of {state.get('recipe')}, not of {recipe}")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state. Raises CheckpointError where it has other tensors."""
         try:
             self._optimizer.load_state_dict(state["optimizer"])
             with torch.no_grad():

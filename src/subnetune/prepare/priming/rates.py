@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 class Rates:
     """Rates by tensor: `inner_lr` times the tensor's scale, times exp(`log`), which learning moves away from zero.
 
-    `log`: float32, (tensors,), in the order of `scale`.
+    `log`: float64, (tensors,), in the order of `scale`.
     """
 
     def __init__(self, prime: Prime, scale: Mapping[str, float], device: torch.device) -> None:
         self.names, self.learned = tuple(scale), prime.inner_rates == "learned"
         self._fixed = {name: prime.inner_lr * share for name, share in scale.items()}
-        self.log = torch.zeros(len(self.names), device=device, requires_grad=self.learned)
+        self.log = torch.zeros(len(self.names), dtype=torch.float64, device=device, requires_grad=self.learned)
 
-    def of(self, name: str) -> float:
-        """Return the rate of a tensor."""
-        return self._fixed[name] * float(self.log.detach()[self.names.index(name)].exp())
+    def numbers(self) -> dict[str, float]:
+        """Return the rate of every tensor."""
+        if not self.learned:
+            return dict(self._fixed)
+        factors: list[float] = self.log.detach().exp().tolist()
+        return {name: self._fixed[name] * factor for name, factor in zip(self.names, factors, strict=True)}
 
     def traced(self) -> dict[str, Tensor | float]:
         """Return every rate as what autograd can follow back to `log`, or as a number where none is learned."""
@@ -36,7 +39,7 @@ class Rates:
 
     @contextmanager
     def watching(self, tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Iterator[None]:
-        """Add to `log.grad` what a backward pass inside says, with the inner gradients taken as constants.
+        """Add to `log.grad` what backward passes inside say, with the inner gradients taken as constants.
 
         The adapted tensor is start - rate * (sum of inner gradients), so that its derivative by the rate's logarithm is
         the way it went; `tensors` are those that the loss was computed with.
@@ -48,7 +51,7 @@ class Rates:
 
         def hook(place: int, way: Tensor) -> Callable[[Tensor], None]:
             def add(gradient: Tensor) -> None:
-                found[place] += (gradient * way).sum()
+                found[place] += (gradient.double() * way).sum()
 
             return add
 

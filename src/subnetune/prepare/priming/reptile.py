@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from subnetune.core.errors import UsageError
 from subnetune.prepare.priming.episodes import Episode
 from subnetune.prepare.priming.first_order import Measured, adapt
 from subnetune.prepare.priming.learner import Learner
@@ -14,11 +13,6 @@ from subnetune.prepare.priming.rates import Rates
 def reptile(learner: Learner, episode: Episode, index: int, rates: Rates, share: float) -> Measured:
     """Add `share` of (start - adapted) to the gradients of what both loops may touch; no other tensor moves."""
     parent = set(learner.parent)
-    if not parent & set(learner.moved):
-        raise UsageError(
-            "Prime: reptile moves the parent along the inner loop's way, and here the two loops have no tensor in "
-            "common, as with adapters and a fresh head: use fomaml"
-        )
     with learner.kept() as start:
         first = adapt(learner, episode, index, start, rates)
         with torch.no_grad():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from subnetune.prepare.priming.descent import check_reached
 from subnetune.prepare.priming.episodes import Episode
 from subnetune.prepare.priming.first_order import Measured
-from subnetune.prepare.priming.functional import differentiable_twice, loss_of
+from subnetune.prepare.priming.functional import check_graph, differentiable_twice, loss_of
 from subnetune.prepare.priming.learner import Learner
 from subnetune.prepare.priming.rates import Rates
 
@@ -19,13 +20,20 @@ def maml(learner: Learner, episode: Episode, index: int, rates: Rates, share: fl
     learner.require({*learner.parent, *learner.moved})
     moved, rate = learner.tensors(learner.moved), rates.traced()
     run, adapted, first = loss_of(learner, episode.task), dict(moved), None
-    with differentiable_twice(learner.model):
+    with differentiable_twice():
         for k in range(learner.prime.inner_steps):
             mask = learner.masks.live(index + k, moved).mask or {}
             loss = run(adapted, (episode.support[k % len(episode.support)],))
+            check_reached(loss, "inner")
             first = loss.detach() if first is None else first
             found = torch.autograd.grad(loss, list(adapted.values()), create_graph=True, allow_unused=True)
-            steps = {n: g * mask[n] if n in mask else g for n, g in zip(adapted, found, strict=True) if g is not None}
+            if k == 0:
+                check_graph(found)
+            steps = {
+                n: torch.where(mask[n], g, 0.0) if n in mask else g
+                for n, g in zip(adapted, found, strict=True)
+                if g is not None
+            }
             adapted = {n: p - rate[n] * steps[n] if n in steps else p for n, p in adapted.items()}
         loss = run(adapted, episode.query)
         leaves = [*learner.tensors(learner.parent).values(), *([rates.log] if rates.learned else [])]
