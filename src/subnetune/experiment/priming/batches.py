@@ -1,4 +1,4 @@
-"""The examples of a priming: each task's training split under the common labels, in passes of seeded orders."""
+"""The examples of a priming: each task's training split under the common labels, in passes of changing orders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from subnetune.core.errors import DataError
-from subnetune.experiment.data import Collator, Encoded, encode, epoch_order
+from subnetune.experiment.data import Collator, Encoded, encode
 from subnetune.experiment.priming.config import PrimeConfig
 from subnetune.experiment.priming.plan import Plan
 from subnetune.experiment.session import load_data, load_tokenizer, say_dropped
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 
 class Material(NamedTuple):
-    """What a priming reads: `batches` by task, each a callable that gives the next pass; `data`: their fingerprints.
+    """What a priming reads: `batches` by task, each a callable that gives a pass; `data`: their fingerprints.
 
     `examples`: how many each task has.
     """
@@ -31,18 +31,17 @@ class Material(NamedTuple):
 
 
 class Passes:
-    """Passes over a task's examples. The n-th call gives the n-th pass: its order is a function of seed, name and n."""
+    """Passes over a task's examples, each in an order that torch's random state gives when its first batch is taken.
 
-    def __init__(self, name: str, encoded: Encoded, collate: Collator, batch_size: int, seed: int) -> None:
-        self._name, self._encoded, self._collate = name, encoded, collate
-        self._batch_size, self._seed, self._count = batch_size, seed, 0
+    `Prime` seeds that for every batch by seed, task and number: the orders of its episodes are a function of these,
+    whatever else has read the examples before (scores do so once, and not again on a resume).
+    """
+
+    def __init__(self, encoded: Encoded, collate: Collator, batch_size: int) -> None:
+        self._encoded, self._collate, self._batch_size = encoded, collate, batch_size
 
     def __call__(self) -> Iterator[dict[str, Tensor]]:
-        order = epoch_order(len(self._encoded), self._seed, self._count, stream=f"priming: {self._name}")
-        self._count += 1
-        return self._run(order)
-
-    def _run(self, order: list[int]) -> Iterator[dict[str, Tensor]]:
+        order: list[int] = torch.randperm(len(self._encoded)).tolist()
         for start in range(0, len(order), self._batch_size):
             yield self._collate(self._encoded, order[start : start + self._batch_size])
 
@@ -56,7 +55,7 @@ def load_material(config: PrimeConfig, plan: Plan, device: torch.device, say: Sa
         found = load_data(config.as_run(task.name), ("train",))
         say_dropped(found, lambda line, name=task.name: say(f"{name}: {line}"))  # type: ignore[misc]
         encoded = _labelled(renamed(found.train, found.task, plan.task), plan.task, tokenizer, config.max_length)
-        batches[task.name] = Passes(task.name, encoded, collate, config.batch_size, config.seed)
+        batches[task.name] = Passes(encoded, collate, config.batch_size)
         data[task.name], examples[task.name] = found.fingerprint(), len(encoded)
     return Material(batches, data, examples)
 

@@ -19,7 +19,6 @@ from torch import nn
 from subnetune.core.errors import UsageError
 from subnetune.core.files import atomic_write
 from subnetune.core.fingerprint import Fingerprint
-from subnetune.core.randomness import forked_randomness
 from subnetune.core.types import Batch, Forward, Output, Setting, default_forward
 from subnetune.experiment.artifacts import check_environment, marked_if_failed
 from subnetune.experiment.checkpoint import save_checkpoint
@@ -106,9 +105,9 @@ def _prime(
     else:
         check_environment(run, environment, reporter)
 
-    # The loop. Masks, heads and adapters are drawn from the base, also where the weights come from a checkpoint.
+    # The loop. Heads and adapters are drawn before the weights of a checkpoint come in, as they were at the start.
     setting = Setting(model, {}, _forward(config, device), None, material.batches, 0, config.seed)
-    with _recomputed(model, config.checkpointing), _primer(plan, setting) as primer:
+    with _recomputed(model, config.checkpointing), Primer(plan.prime, setting) as primer:
         progress = Progress()
         if found is not None:
             progress = unpack(primer, found[1], found[0])
@@ -163,16 +162,6 @@ def _prime(
     write_json(run.metrics, result.to_json())
     run.tidy()
     return PrimeResult.from_json(read_json(run.metrics), run.path)
-
-
-@contextmanager
-def _primer(plan: Plan, setting: Setting) -> Iterator[Primer]:
-    """Give a primer of the base; what its masks and adapters draw depends on the seed alone."""
-    with forked_randomness():
-        torch.manual_seed(setting.seed)
-        primer = Primer(plan.prime, setting)
-    with primer:
-        yield primer
 
 
 def _forward(config: PrimeConfig, device: torch.device) -> Forward:

@@ -101,7 +101,7 @@ def gradient_evaluations(prime: Prime) -> int:
     An inner step is one, a query batch is one; maml also goes back through every inner step; imaml through its support
     batches, and, for each of at most five steps of conjugate gradients and once more, through their gradient.
     """
-    steps, support = prime.inner_steps, max(prime.inner_steps, 1) if prime.support is None else prime.support
+    steps, support = prime.inner_steps, prime.inner_steps if prime.support is None else prime.support
     each = {
         "fomaml": steps + prime.query,
         "maml": 2 * steps + prime.query,

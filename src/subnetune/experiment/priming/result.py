@@ -17,7 +17,7 @@ class PrimeResult:
     `path` is the primed model's folder. `loss` and `support_loss` are the last outer step's, on query batches after the
     inner loop and on the first support batches before it. `gradient_evaluations`: backward passes through the loss of
     one batch. Of the model's `total` entries the outer loop moved `trained`; the tensors that the inner loop moves have
-    `adapted`, adapters included. `rates`: learned inner rates by tensor, {} where they are fixed. `seconds`: wall time over
+    `adapted`, adapters included. `rates`: learned inner rates by tensor, or {}. `seconds`: wall time over
     all parts of a resumed priming.
     """
 
