@@ -12,9 +12,9 @@ from subnetune.core.errors import UsageError
 Update = Callable[[str, Tensor, Tensor], None]  # (name, tensor, gradient): moves the tensor in place
 
 
-def check_reached(loss: Tensor, loop: str) -> None:
+def check_reached(reached: bool, loop: str) -> None:
     """Raise UsageError where a loss depends on nothing that the named loop, inner or outer, may touch."""
-    if not loss.requires_grad:
+    if not reached:
         raise UsageError(f"Prime: the loss does not depend on any tensor that the {loop} loop may touch")
 
 
@@ -25,7 +25,7 @@ def descend(loss: Tensor, tensors: Mapping[str, Tensor], update: Update) -> None
     gradient checkpointing recomputes included. Raises UsageError where the loss reaches none of the tensors, and for
     reentrant checkpointing, whose passes inside the pass do not know what the loss is walked back for.
     """
-    check_reached(loss, "inner")
+    check_reached(loss.requires_grad, "inner")
     kept = {name: p.grad for name, p in tensors.items()}
 
     def hook(name: str) -> Callable[[Tensor], None]:

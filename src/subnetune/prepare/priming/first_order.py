@@ -62,7 +62,7 @@ def fomaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: 
         with rates.watching(learner.tensors(learner.moved), start):
             for batch in episode.query:
                 loss = learner.losses.query(learner.model, (batch,), episode.task)
-                check_reached(loss, "outer")
+                check_reached(loss.requires_grad, "outer")
                 (loss * (share / len(episode.query))).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         query = torch.stack(losses).mean()
