@@ -13,6 +13,7 @@ from subnetune.core.errors import CheckpointError
 from subnetune.delta import Delta, load, load_base
 from subnetune.delta.models import load_with_head
 from subnetune.tuning import Tuning
+from tiny import KINDS, tiny
 
 TAGS = ("O", "B-A", "I-A")
 HEAD = ("classifier.weight", "classifier.bias")
@@ -90,6 +91,19 @@ def test_any_other_head_is_drawn_as_if_there_were_none(
     encoder = AutoModel.from_pretrained(folder).state_dict()
     assert all(torch.equal(tensor, encoder[name]) for name, tensor in model.bert.state_dict().items())
     assert model.config.name_or_path == folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_of_every_architecture_are_told_from_the_rest(kind: str, tmp_path: Path) -> None:
+    before = tiny(kind, num_labels=3)
+    before.save_pretrained(tmp_path)
+    names = {i: f"x{i}" for i in range(5)}
+    model, new = load_with_head(str(tmp_path), "AutoModelForTokenClassification", names)
+    held = before.state_dict()
+    rest = {name: tensor for name, tensor in model.state_dict().items() if name not in new}
+    assert new
+    assert rest
+    assert all(torch.equal(tensor, held[name]) for name, tensor in rest.items())
 
 
 def test_sizes_that_differ_elsewhere_are_refused(save: Save) -> None:

@@ -12,6 +12,7 @@ from subnetune.core.errors import DataError, MissingDataError, UsageError
 from subnetune.tasks import FileSpec, TaskData, find_task, load_task, task_names
 from subnetune.tasks.conll import conll_line, read_sentences, tag_set, uner_line, wikiann_line
 
+pytestmark = pytest.mark.filterwarnings("ignore::subnetune.tasks.DataWarning")  # small files repeat themselves
 NBSP, LINE, PARAGRAPH = "\u00a0", "\u2028", "\u2029"
 SAME = ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER")
 
