@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -20,8 +20,9 @@ from subnetune.core.recipe import Recipe, Selector
 from subnetune.core.types import Batch
 from subnetune.experiment.recipes import add_pieces
 from subnetune.methods import METHODS
+from subnetune.prepare.prime import Prime
 from subnetune.tuning import Tuning
-from tiny import batches, tiny, without_dropout
+from tiny import batches, bits, tiny, without_dropout
 
 Trains = Callable[[str, Tensor], bool]
 
@@ -85,7 +86,8 @@ class Row:
     pieces, neutral: texts of added pieces as on the command line, and those under which they change nothing.
     trains: what trains when everything is selected, from a parameter's name. leaks: unselected entries do move, as the
     card says. refuses: models on which binding is a UsageError. extra: models beside BERT and Llama, or beside BERT
-    where there are pieces. by_hand: makes the recipe's lasting change of the modules in the plain model.
+    where there are pieces. by_hand: makes the recipe's lasting change of the modules in the plain model. priming:
+    fields of a `Prime` for the method itself, which has a rate of zero where everything is selected.
     """
 
     id: str
@@ -99,16 +101,24 @@ class Row:
     pieces: tuple[str, ...] = ()
     neutral: tuple[str, ...] = ()
     by_hand: Callable[[nn.Module], None] = lambda model: None
+    priming: dict[str, Any] | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
-        return ("bert", *(() if self.pieces else ("llama",)), *self.extra)
+        return ("bert", *(() if self.pieces or self.priming else ("llama",)), *self.extra)
 
     def recipe(self) -> Recipe:
-        return add_pieces(METHODS[self.method].preset(**self.options), self.pieces, self.method)
+        return self._primed(add_pieces(METHODS[self.method].preset(**self.options), self.pieces, self.method))
 
     def selecting_everything(self) -> Recipe:
-        return add_pieces(METHODS[self.method].preset(**{**self.options, **self.all}), self.neutral, self.method)
+        whole = METHODS[self.method].preset(**{**self.options, **self.all})
+        return self._primed(add_pieces(whole, self.neutral, self.method), lr=0.0)
+
+    def _primed(self, recipe: Recipe, **changes: Any) -> Recipe:
+        if self.priming is None:
+            return recipe
+        piece = Prime(("a", "b"), recipe, **{**SHORT, **self.priming, **changes})
+        return replace(recipe, prepare=(*recipe.prepare, piece))
 
 
 ALL = {"keep": 1.0}
@@ -307,7 +317,20 @@ COMBINATIONS = (
         neutral=("r3f:weight=0", "l2-sp:weight=0"),
     ),
 )
-ROWS = (*ROWS, *COMBINATIONS)
+SHORT = {"steps": 2, "task_batch": 1, "inner_steps": 1, "inner_lr": 0.05, "lr": 1e-3}
+PRIMED = (  # for what they then do
+    Row("prime+bitfit", "bitfit", bias_or_head, priming={"inner_rates": "learned"}),
+    Row("prime+d", D, no_embedding, {"keep": 0.2}, ALL, priming={"dropout": True, "head": "fresh"}),
+    Row(
+        "prime+lora",
+        "lora",
+        adapter_or_head,
+        {"r": 4},
+        by_hand=adapter(peft_type="LORA", r=4, lora_alpha=16),
+        priming={"algorithm": "reptile", "weight_decay": 0.1},
+    ),
+)
+ROWS = (*ROWS, *COMBINATIONS, *PRIMED)
 
 _SMALL = {"num_hidden_layers": 2}
 MODELS: dict[str, tuple[str, Callable[[], nn.Module]]] = {  # name -> (task, a fresh model in training mode)
@@ -356,6 +379,8 @@ class Case:
 
     def tuning(self, model: nn.Module, recipe: Recipe | None = None, **options: Any) -> Tuning:
         given: dict[str, Any] = {"batches": self.batches(), "steps": 20, "seed": 3, **options}
+        if self.row.priming is not None:
+            given["tasks"] = {"a": self.batches(3, seed=20), "b": self.batches(3, seed=21)}
         return Tuning(self.row.recipe() if recipe is None else recipe, model, **given)
 
 
@@ -406,6 +431,7 @@ class Run:
     tuning: Tuning
     keys: list[str]  # of the bound model's state_dict, before
     before: dict[str, Tensor]  # parameters of the base, by name
+    prepared: dict[str, Tensor]  # and of the model that the run began with
     masks: list[dict[str, Tensor]]  # of each step, expanded; empty without a selector
 
 
@@ -433,9 +459,9 @@ def finished(case: Case) -> Run:
     tuning = case.tuning(model)
     keys = list(model.state_dict())
     optimizer = tuning.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
-    masks = []
+    prepared, masks = bits(model), []
     data = case.batches(5, seed=1) * 4
     for batch in data:
         masks.append(mask_now(tuning))
         train(tuning, optimizer, [batch])
-    return Run(model, tuning, keys, before, masks)
+    return Run(model, tuning, keys, before, prepared, masks)

@@ -179,7 +179,7 @@ def test_training_leaves_the_keys_of_the_state_dict_and_all_that_is_frozen(case:
     assert list(run.model.state_dict()) == run.keys
     now = bits(run.model)
     frozen = run.tuning.scope.frozen
-    assert differing({n: run.before[n] for n in frozen}, now) == []
+    assert differing({n: run.prepared[n] for n in frozen}, now) == []
     assert set(frozen) == set(now) - set(run.tuning.scope.trained)
     bound = case.build()
     case.tuning(bound)
@@ -219,7 +219,7 @@ def test_unselected_entries_keep_their_bits_or_the_card_says_that_they_leak(case
     for name in run.masks[0] if all(run.masks) else ():
         ever = torch.stack([mask[name] for mask in run.masks]).any(0)
         never += int((~ever).sum())
-        raw = [t[~ever].view(torch.int32) for t in (run.before[name], now[name])]
+        raw = [t[~ever].view(torch.int32) for t in (run.prepared[name], now[name])]
         moved += int((raw[0] != raw[1]).sum())
     if case.row.leaks:
         assert moved > 0 or not never, "the row says that this method leaks, and it does not"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from priming_cases import ALL, BIASES, Two, bert, outer, prime, primed, two_tasks
+from priming_cases import ALL, BIASES, Tasks, Two, bert, outer, prime, primed, two_tasks
 from subnetune import (
     Bernoulli,
     HoldUnselected,
@@ -167,19 +167,20 @@ def test_second_derivatives_refuse_gradient_checkpointing(algorithm: str) -> Non
     refused(prime(algorithm=algorithm), checkpointed(), "graph that gradient checkpointing gives up")
 
 
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 @pytest.mark.parametrize("algorithm", ["fomaml", "reptile"])
 @pytest.mark.parametrize(
     "inner",
     [
         pytest.param(methods.bitfit(), id="bitfit"),
         pytest.param(Recipe(Scope(("*",)), Top(Random(), 0.5), HOLDING), id="masked"),
-        pytest.param(methods.r_drop(), id="r-drop"),
+        pytest.param(methods.r3f(), id="r3f"),
         pytest.param(methods.mixout(keep=0.7), id="mixout"),
     ],
 )
-def test_gradient_checkpointing_changes_no_bit(algorithm: str, inner: Recipe) -> None:
+def test_gradient_checkpointing_changes_no_bit(algorithm: str, reentrant: bool, inner: Recipe) -> None:
     ends = []
-    for model in (bert(num_hidden_layers=2), checkpointed()):
+    for model in (bert(num_hidden_layers=2), checkpointed(reentrant)):
         piece = prime(algorithm=algorithm, inner=inner, inner_lr=0.05, dropout=True, steps=2)
         before = bits(model)
         piece(primed(piece, model))
@@ -191,11 +192,11 @@ def test_gradient_checkpointing_changes_no_bit(algorithm: str, inner: Recipe) ->
 class Shared(Two):
     """One layer three times, as in ALBERT: its weights must wait until the last of its passes is walked back."""
 
-    recompute = False
+    recompute = reentrant = False
 
     def forward(self, x: Tensor, labels: Tensor) -> Output:
         for _ in range(3):
-            x = checkpoint(self._block, x, use_reentrant=False) if self.recompute else self._block(x)
+            x = checkpoint(self._block, x, use_reentrant=self.reentrant) if self.recompute else self._block(x)
         logits = self.third(x)
         return Output(nn.functional.cross_entropy(logits, labels), logits)
 
@@ -214,11 +215,30 @@ def test_layers_that_share_their_weights_are_recomputed_before_they_move() -> No
     assert differing(bits(Shared()), ends[0])
 
 
-@pytest.mark.parametrize("algorithm", ["fomaml", "reptile"])
-def test_reentrant_checkpointing_is_refused_by_name(algorithm: str) -> None:
-    model = checkpointed(reentrant=True)
+def test_reentrant_checkpointing_of_shared_layers_is_refused_by_name() -> None:
+    model = Shared()
+    model.recompute = model.reentrant = True
     before = bits(model)
-    piece = prime(algorithm=algorithm)
-    with pytest.raises(UsageError, match=r"gradient_checkpointing_enable\(\{'use_reentrant': False\}\)"):
-        piece(primed(piece, model))
+    piece = prime(inner=ALL)
+    with pytest.raises(UsageError, match=r"of 'second.*' in parts, one for each layer.*\{'use_reentrant': False\}"):
+        piece(primed(piece, model, in_need_of_gradients()))
     assert differing(before, bits(model)) == []
+
+
+def test_two_passes_are_recomputed_without_reentrant_checkpointing_alone() -> None:
+    piece, ends = prime(inner=methods.r_drop(), inner_lr=0.05, dropout=True, steps=2), []
+    for model in (bert(num_hidden_layers=2), checkpointed()):
+        piece(primed(piece, model))
+        ends.append(bits(model))
+    assert differing(*ends) == []
+    model = checkpointed(reentrant=True)
+    with pytest.raises(UsageError, match="in parts, one for each layer or pass"):
+        piece(primed(piece, model))
+
+
+def in_need_of_gradients() -> Tasks:
+    """Batches whose features require gradients, without which reentrant checkpointing gives none."""
+    return {
+        name: lambda of=of: [{**b, "x": b["x"].clone().requires_grad_()} for b in of()]
+        for name, of in two_tasks().items()
+    }

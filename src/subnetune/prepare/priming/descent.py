@@ -21,15 +21,22 @@ def check_reached(reached: bool, loop: str) -> None:
 def descend(loss: Tensor, tensors: Mapping[str, Tensor], update: Update) -> None:
     """Walk `loss` back and call `update` under no_grad for each tensor that it reaches; `.grad` stays as it is.
 
-    Autograd gives a tensor its gradient when nothing that it walks back needs the tensor's value any more, layers that
-    gradient checkpointing recomputes included. Raises UsageError where the loss reaches none of the tensors, and for
-    reentrant checkpointing, whose passes inside the pass do not know what the loss is walked back for.
+    No other parameter may require gradients. Autograd gives a tensor its gradient when nothing that it walks back needs
+    the tensor's value any more, layers that are recomputed included. Raises UsageError where the loss reaches none of
+    the tensors, and where reentrant checkpointing walks layers or passes that share a tensor back one by one.
     """
     check_reached(loss.requires_grad, "inner")
     kept = {name: p.grad for name, p in tensors.items()}
+    moved: set[str] = set()
 
     def hook(name: str) -> Callable[[Tensor], None]:
         def move(p: Tensor) -> None:
+            if name in moved:  # what was recomputed since saw the moved value
+                raise UsageError(
+                    f"Prime: reentrant gradient checkpointing gives the gradient of {name!r} in parts, one for each "
+                    "layer or pass that used it; call model.gradient_checkpointing_enable({'use_reentrant': False})"
+                )
+            moved.add(name)
             gradient, p.grad = p.grad, None
             with torch.no_grad():  # other threads walk back what lies on accelerators
                 update(name, p, gradient)  # type: ignore[arg-type]  # there is one: it has just come
@@ -40,14 +47,7 @@ def descend(loss: Tensor, tensors: Mapping[str, Tensor], update: Update) -> None
         p.grad = None
     hooks = [p.register_post_accumulate_grad_hook(hook(name)) for name, p in tensors.items()]  # type: ignore[no-untyped-call]
     try:
-        torch.autograd.backward([loss], inputs=list(tensors.values()))
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-        raise UsageError(
-            "Prime: reentrant gradient checkpointing gives no gradients of chosen tensors; call "
-            "model.gradient_checkpointing_enable({'use_reentrant': False})"
-        ) from error
+        loss.backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in hooks:
             handle.remove()
