@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import tiny_run
 from prime_case import make_prime_root, options, run_prime
 from subnetune.core.errors import CheckpointError, NumericError, UsageError
+from subnetune.experiment import environment
 from subnetune.experiment.checkpoint import committed
 from subnetune.experiment.priming import loop
 from subnetune.prepare.priming.primer import Primer
@@ -92,10 +93,10 @@ def test_the_card_says_what_and_how_and_nothing_of_the_machine(primed: Path) -> 
     folder = primed / "primed"
     card = (folder / "README.md").read_text()
     assert card.startswith('---\nlibrary_name: transformers\ntags: ["subnetune", "priming", "bitfit"]\n---\n')
-    environment = json.loads((folder / "environment.json").read_text())
+    about = json.loads((folder / "environment.json").read_text())
     for told in ("# model, primed for bitfit", "Recipe(scope=Scope(selected=('@bias',)", "inner_lr: 0.1", "fomaml"):
         assert told in card
-    for told in (environment["base"], environment["data"]["demo"], "| `demo` | 40 |", "gradient evaluations: 18"):
+    for told in (about["base"], about["data"]["demo"], "| `demo` | 40 |", "gradient evaluations: 18"):
         assert told in card
     for file in PLAIN | {"environment.json", "metrics.json"}:
         assert str(primed).encode() not in (folder / file).read_bytes(), file
@@ -236,6 +237,15 @@ def test_gradient_checkpointing_changes_nothing_and_is_off_again(root: Path, mon
     assert seen == [True, True, True, False]
     for file in ("model.safetensors", "config.json"):
         assert (root / "primed" / file).read_bytes() == (root / "plain" / file).read_bytes()
+
+
+def test_bfloat16_is_the_forward_passes_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_prime(**options(root, output=str(root / "whole")))
+    monkeypatch.setattr(environment, "has_bf16", lambda device: True)  # emulated where the machine has none
+    result = run_prime(**options(root, bf16=True))
+    assert result.loss != whole.loss
+    assert result.loss == pytest.approx(whole.loss, abs=0.05)
+    assert {tensor.dtype for tensor in weights(root / "primed").values()} == {torch.float32}
 
 
 def test_joint_training_is_the_case_without_inner_steps(root: Path) -> None:
