@@ -22,6 +22,7 @@ from machine import environment, environment_line, synchronize
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, FOLDER = ROOT / "docs" / "performance.md", ROOT / "docs" / "benchmarks"
+PAGES = {"priming": ROOT / "docs" / "priming.md"}  # of suites whose tables stand elsewhere
 Samples = dict[str, list[float]]  # seconds by way, one number a repetition
 
 
@@ -137,7 +138,7 @@ def parser(text: str | None, *, repeats: int, device: bool = True) -> argparse.A
     made.add_argument("--quick", action="store_true", help="a smoke run: small sizes, few repetitions")
     made.add_argument("--output", type=Path, help="write settings, machine and results to this JSON file")
     made.add_argument(
-        "--write-docs", action="store_true", help="write the table into docs/performance.md, and its JSON"
+        "--write-docs", action="store_true", help="write the table into its page of the docs, and its JSON"
     )
     made.add_argument("--child", help=argparse.SUPPRESS)  # what a process that was started by this script measures
     return made
@@ -213,7 +214,7 @@ def report(name: str, options: argparse.Namespace, text: str, results: Any, abou
     if options.write_docs:
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / f"{name}.json").write_text(written, "utf-8")
-        write_block(PAGE, name, whole, after=suite)
+        write_block(PAGES.get(suite, PAGE), name, whole, after=suite)
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | Callable[[Mapping[str, Any]], object]]) -> str:

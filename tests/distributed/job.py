@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from conformance.table import BERT_CASES, CASES, Case, learns, train
-from distributed import lean_job
+from distributed import lean_job, priming_job
 from subnetune import methods
 from subnetune.core.errors import LifeCycleError
 from subnetune.core.masks import mask_digest
@@ -211,6 +211,11 @@ def lean(rank: int) -> dict[str, Any]:
     return lean_job.replicated(rank)
 
 
+def primed(rank: int) -> dict[str, Any]:
+    """Priming on batches of each rank's own; test_priming_ranks.py has more of it."""
+    return priming_job.primings(rank)
+
+
 CHECKS: tuple[Callable[[int], Any], ...] = (
     masks,
     disagreement,
@@ -220,6 +225,7 @@ CHECKS: tuple[Callable[[int], Any], ...] = (
     sharded,
     sharded_later,
     lean,
+    primed,
 )
 
 

@@ -93,6 +93,12 @@ def test_lean_gradients_have_the_bits_of_dense_ones_on_every_rank(found) -> None
     assert differing(found[0]["lean"]["lean"]["weights"], found[1]["lean"]["lean"]["weights"]) == []
 
 
+def test_primed_replicas_are_equal(found) -> None:
+    for name, one in found[0]["primed"].items():
+        assert differing(one["weights"], found[1]["primed"][name]["weights"]) == []
+        assert one["losses"] == found[1]["primed"][name]["losses"]
+
+
 def test_wrapping_before_the_scope_froze_anything_is_refused(found) -> None:
     assert all("before wrapping" in rank["wrapped_too_early"] for rank in found)
 
