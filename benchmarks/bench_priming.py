@@ -2,10 +2,10 @@
 
     python benchmarks/bench_priming.py --write-docs
 
-Memory: all that is held at the highest point of a step after warm-up, weights included, less what the process held
-before there was a model; each row has a process of its own. The ratio is to full fine-tuning of the same model (torch's
-fused AdamW, clipping) on the same batch, with checkpointing where the row has it. An outer step has two tasks, so
-that one episode's gradients are kept while the next episode runs, as between the micro-batches of an accumulation.
+Memory: all that is held at the highest point of a step after a first one, weights included, less what the process held
+before there was a model; the rows of a model share a process, one after the other. The ratio is to full fine-tuning of
+the same model (torch's fused AdamW, clipping) on the same batch, with checkpointing where the row has it. An outer step
+has two tasks, so that one episode's gradients are kept while the next runs, as between accumulated micro-batches.
 
 Time: an outer step of one task, 5 inner steps and a query batch, beside a plain step of full fine-tuning, in turn in
 one process; the ratio is to 6 plain steps.
@@ -13,6 +13,7 @@ one process; the ratio is to 6 plain steps.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Callable
@@ -89,13 +90,6 @@ def stepper(
     return undo.enter_context(Primer(piece, setting)).step
 
 
-def small(device: str) -> Any:
-    """Return a model for the warm-up: imports, compiled loops, thread pools are no part of the question."""
-    from workloads import bert
-
-    return bert(True, device)
-
-
 def prepared(shape: str, options: Any) -> Any:
     """Return a model in the shapes of the row."""
     from workloads import bert, minilm
@@ -111,11 +105,6 @@ def memory(shape: str, name: str, inner_steps: int, checkpointing: bool, options
 
     words = 2000
     data = batches(options.batch_size, options.tokens, words, options.device)
-    with contextlib.ExitStack() as undo:
-        step = stepper(name, small(options.device), data, 1, 2, undo)
-        for _ in range(2):
-            step()
-        del step
     empty = settle(options.device)
     model = prepared(shape, options)
     weights = sum(p.nbytes for p in model.parameters())
@@ -123,8 +112,7 @@ def memory(shape: str, name: str, inner_steps: int, checkpointing: bool, options
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with contextlib.ExitStack() as undo:
         step = stepper(name, model, data, inner_steps, 2, undo)
-        for _ in range(2):
-            step()
+        step()
         highest = max(peak(step, options.device) for _ in range(options.repeats)) - empty
     return {"weights": weights, "peak": highest}
 
@@ -147,24 +135,35 @@ def times(options: Any) -> list[dict[str, Any]]:
 
 def child(options: Any) -> Any:
     """Measure what the parent process asks for."""
-    if options.child == "times":
+    kind, _, rest = options.child.partition(":")
+    if kind == "times":
         return times(options)
-    shape, name, inner_steps, checkpointing = options.child.split("/")
-    return memory(shape, name, int(inner_steps), checkpointing == "checkpointing", options)
+    found = []
+    for number, what in enumerate(rest.split(",")):
+        shape, name, inner_steps, checkpointing = what.split("/")
+        if number == 0:  # imports, thread pools, compiled loops are no part of the question
+            warm = argparse.Namespace(**{**vars(options), "quick": True})
+            for each in dict.fromkeys((name, "bitfit", "imaml")):
+                memory(shape, each, 1, False, warm)
+        found.append(memory(shape, name, int(inner_steps), checkpointing == "checkpointing", options))
+    return found
 
 
-def measured(shape: str, name: str, inner_steps: int = 2, checkpointing: bool = False) -> dict[str, Any]:
-    """Return a row of memory, from a process of its own."""
-    what = f"{shape}/{name}/{inner_steps}/{'checkpointing' if checkpointing else 'plain'}"
-    found = measure(what, MEMORY_ENVIRONMENT)
-    print(f"{what}: {found['peak'] / MIB:.0f} MiB", flush=True)
-    label = LABELS[name] + (", gradient checkpointing" if checkpointing else "")
-    return {"kind": "memory", "model": shape, "name": label, "key": name, "inner_steps": inner_steps, **found}
+def measured(wanted: list[tuple[str, str, int, bool]]) -> list[dict[str, Any]]:
+    """Return rows of memory by (model, row, inner steps, checkpointing), from one process."""
+    texts = [f"{shape}/{name}/{k}/{'checkpointing' if again else 'plain'}" for shape, name, k, again in wanted]
+    rows = []
+    for one, found in zip(wanted, measure("memory:" + ",".join(texts), MEMORY_ENVIRONMENT), strict=True):
+        shape, name, inner_steps, checkpointing = one
+        label = LABELS[name] + (", gradient checkpointing" if checkpointing else "")
+        rows.append({"kind": "memory", "model": shape, "name": label, "key": name, "inner_steps": inner_steps, **found})
+        print(f"{shape}, {label}, {inner_steps} inner steps: {found['peak'] / MIB:.0f} MiB", flush=True)
+    return rows
 
 
 def main() -> None:
     """Measure, print the tables, write JSON and docs where asked."""
-    made = parser(__doc__, repeats=3)
+    made = parser(__doc__, repeats=1)
     made.add_argument("--batch-size", type=int, default=8)
     made.add_argument("--tokens", type=int, default=64)
     made.add_argument("--models", default="bert-base,minilm", help="separated by commas (default bert-base,minilm)")
@@ -177,13 +176,14 @@ def main() -> None:
     for shape in ("small",) if options.quick else options.models.split(","):
         for checkpointing in (False,) if options.quick else (False, True):
             chosen = MEASURED[:3] if options.quick else MEASURED
-            group = [measured(shape, name, checkpointing=checkpointing) for name in chosen]
+            group = measured([(shape, name, 1, checkpointing) for name in chosen])
             for one in group:
                 one["median"] = one["peak"] / group[0]["peak"]
                 one["target"] = TARGET if one["key"] in FIRST_ORDER else None
             rows += group
-    growth = [measured("minilm", name, k) for name in ("bitfit", "maml", "imaml")[int(options.quick) :] for k in steps]
-    timed = measure("times")
+    growing = ("bitfit", "maml", "imaml")[int(options.quick) :]
+    growth = measured([("minilm", name, k, False) for name in growing for k in steps])
+    timed = measure("times:")
     text = (
         f"`python benchmarks/bench_priming.py`: batches of {options.batch_size} x {options.tokens} tokens. In units of "
         "full fine-tuning of the same model on the same batch, with checkpointing where the row has it."

@@ -24,8 +24,8 @@ Named = dict[str, Tensor]
 def imaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: float) -> Measured:
     """Add `share` of the implicit gradient to the parent's gradients.
 
-    Memory does not grow with the inner steps: one graph of the support loss's gradient, and five tensors for each one
-    that the inner loop moves.
+    Memory does not grow with the inner steps, but with the support batches: one graph of the gradient of their mean
+    loss, and five tensors for each one that the inner loop moves.
     """
     pull, both = learner.prime.pull, {*learner.parent, *learner.moved}
     with learner.kept() as start:
