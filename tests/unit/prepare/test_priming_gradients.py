@@ -50,6 +50,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+# Each case, and one with a matrix that two layers share, in the default run.
+each_case = pytest.mark.parametrize(
+    ("name", "tied"),
+    [
+        pytest.param(name, tied, id=f"{name}-tied" if tied else name, marks=pytest.mark.slow if late else ())
+        for tied in (False, True)
+        for name in CASES
+        for late in [tied and name != "group-rates"]
+    ],
+)
+
+
 def moved_by(piece: Prime, model: nn.Module) -> list[str]:
     """What the inner loop trains; of a tied pair the canonical name."""
     names = [name for name, _ in model.named_parameters()]
@@ -70,8 +82,7 @@ def parents(piece: Prime, model: nn.Module) -> list[str]:
     return [n for n, _ in model.named_parameters() if piece.outer == Scope() or n.endswith("weight")]
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@each_case
 def test_second_order_gradients_are_those_of_finite_differences(name: str, tied: bool) -> None:
     piece, model, tasks = prime(algorithm="maml", **CASES[name]), Two(tied), two_tasks()
     moved, rates, own = moved_by(piece, model), rates_of(piece, model), copy.deepcopy(model)
@@ -87,8 +98,7 @@ def test_second_order_gradients_are_those_of_finite_differences(name: str, tied:
     assert error(projected(first, ways), wanted) > 1e-3, "the inner steps are too small to tell the orders apart"
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@each_case
 def test_first_order_gradients_are_those_of_a_loop_that_stops_the_inner_gradient(name: str, tied: bool) -> None:
     piece, model, tasks = prime(**CASES[name]), Two(tied), two_tasks()
     moved, theta = moved_by(piece, model), {n: p.requires_grad_() for n, p in weights(model).items()}

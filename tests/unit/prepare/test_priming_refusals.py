@@ -167,14 +167,21 @@ def test_second_derivatives_refuse_gradient_checkpointing(algorithm: str) -> Non
     refused(prime(algorithm=algorithm), checkpointed(), "graph that gradient checkpointing gives up")
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("algorithm", ["fomaml", "reptile"])
+@pytest.mark.parametrize(
+    ("algorithm", "reentrant"),
+    [
+        pytest.param("fomaml", False, id="fomaml"),
+        pytest.param("reptile", False, id="reptile", marks=pytest.mark.slow),
+        pytest.param("fomaml", True, id="fomaml-reentrant", marks=pytest.mark.slow),
+        pytest.param("reptile", True, id="reptile-reentrant", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "inner",
     [
-        pytest.param(methods.bitfit(), id="bitfit"),
+        pytest.param(methods.bitfit(), id="bitfit", marks=pytest.mark.slow),
         pytest.param(Recipe(Scope(("*",)), Top(Random(), 0.5), HOLDING), id="masked"),
-        pytest.param(methods.r3f(), id="r3f"),
+        pytest.param(methods.hype(), id="hype", marks=pytest.mark.slow),
         pytest.param(methods.mixout(keep=0.7), id="mixout"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_priming_goes_on_bit_for_bit(name: str) -> None:
     everywhere(piece, lambda: Two(dropout=0.2), tasks)
 
 
-@pytest.mark.parametrize("head", ["fresh", "shared"])
+@pytest.mark.parametrize("head", ["fresh", pytest.param("shared", marks=pytest.mark.slow)])
 def test_heads_and_adapters_are_drawn_again_as_they_were(head: str) -> None:
     pytest.importorskip("peft")
     piece = prime(head=head, inner=methods.lora(r=2), inner_lr=0.05, dropout=True, steps=2)
