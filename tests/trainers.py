@@ -21,7 +21,7 @@ from tiny import VOCABULARY, tiny, without_dropout
 EXACT = (MaskGradient(), HoldUnselected())
 CLASSIFIER = Scope(selected=("@layers",), whole=("@head",))
 WHOLE = Recipe(scope=Scope(selected=(), whole=("*",)))
-ENGINE = ("engine", "precision", "gradients")  # arguments of TunedTrainer alone
+OWN = ("engine", "precision", "gradients", "tasks")  # arguments of TunedTrainer alone
 SPARSE = Recipe(scope=CLASSIFIER, selector=Top(Fisher(), keep=0.2), update=EXACT)
 
 
@@ -77,7 +77,7 @@ def stock(folder: Path, *, model: nn.Module | None = None, **changes: Any) -> Tr
 
 
 def _own(changes: dict[str, Any]) -> dict[str, Any]:
-    names = ("train_dataset", "eval_dataset", "callbacks", "compute_loss_func", "optimizers", *ENGINE)
+    names = ("train_dataset", "eval_dataset", "callbacks", "compute_loss_func", "optimizers", *OWN)
     return {"train_dataset": examples(), **{name: changes.pop(name) for name in names if name in changes}}
 
 

@@ -102,7 +102,7 @@ class Tuning(Facts):
     def _start(self, packed: bool) -> None:
         self._binding.check_owners()
         self._binding.check_values()
-        with forked_randomness(self._source), self._binding.all_or_nothing():
+        with forked_randomness(self._source, *self._tasks.values()), self._binding.all_or_nothing():
             torch.manual_seed(self.seed)  # what is drawn in here depends on the seed, not on what was drawn before
             if self.recipe.prepare:
                 self._unprepared = self._binding.prepare(self._setting)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 
-def _owners(source: object) -> list[object]:
-    """Return a data loader and the samplers and loaders inside it: what decides the order of the data."""
+def _owners(sources: Iterable[object]) -> list[object]:
+    """Return data loaders and the samplers and loaders inside them: what decides the order of the data."""
     found: dict[int, object] = {}
-    left = [source]
+    left = [*sources]
     while left:
         owner = left.pop()
         if owner is not None and id(owner) not in found:
@@ -62,13 +62,13 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def forked_randomness(source: object = None) -> Iterator[None]:
-    """Put back the states of Python's, numpy's and torch's generators (every device), and those of a data loader.
+def forked_randomness(*sources: object) -> Iterator[None]:
+    """Put back the states of Python's, numpy's and torch's generators (every device), and those of data loaders.
 
     Of a loader also the counters that its samplers keep of passes. A callable is not looked into: where it iterates
     over a loader with a generator of its own, pass the loader itself.
     """
-    owners = _owners(source)
+    owners = _owners(sources)
     python = random.getstate()
     numpy = sys.modules.get("numpy")  # torch runs without numpy; where it was never imported it has no state to keep
     numpy_state = numpy.random.get_state() if numpy is not None else None

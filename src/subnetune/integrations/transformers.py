@@ -28,7 +28,7 @@ from transformers import Trainer
 
 from subnetune.core.errors import LifeCycleError, UsageError
 from subnetune.core.recipe import Recipe
-from subnetune.core.types import Batch, Output
+from subnetune.core.types import Batch, Batches, Output
 from subnetune.engine.choice import EngineName, PrecisionName
 from subnetune.engine.lean import GradientsName
 from subnetune.engine.reference import innermost, overflowed
@@ -50,6 +50,7 @@ class TuningMixin(_Base):
     """Adds a recipe to a Trainer class: `class MyTrainer(TuningMixin, Seq2SeqTrainer): ...`.
 
     recipe: the method, such as `methods.child_tuning_d(keep=0.3)`.
+    tasks: further batches by name, as `Prime` takes them: data loaders, or callables that return batches.
     new: names of newly initialised parameters, `from_pretrained(..., output_loading_info=True)[1]["missing_keys"]`;
         by default the head's.
     engine, precision, gradients: as in `Tuning.optimizer`; `trainer.tuning.engine` says which engine serves and why.
@@ -63,6 +64,7 @@ class TuningMixin(_Base):
         self,
         *args: Any,
         recipe: Recipe,
+        tasks: Mapping[str, Batches] | None = None,
         new: Iterable[str] | None = None,
         engine: EngineName = "auto",
         precision: PrecisionName = "same",
@@ -87,6 +89,7 @@ class TuningMixin(_Base):
             cast(nn.Module, self.model),
             batches=None if self.train_dataset is None else partial(scoring_batches, this),
             steps=self._steps,
+            tasks=tasks,
             forward=lambda model, batch: this._run(model, batch),
             seed=self.args.seed,
             new=new,
