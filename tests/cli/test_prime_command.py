@@ -71,6 +71,12 @@ def test_errors(
     assert not (tmp_path / "out/config.json").exists()
 
 
+def test_a_refused_priming_leaves_its_folder_free(root: Path, tmp_path: Path) -> None:
+    command = small(root, "--for", "bitfit", "--output", tmp_path / "out")
+    assert call(*command, "--outer", "@layers[7]") == 2  # what the model alone can tell
+    assert call(*command) == 0
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 

@@ -95,19 +95,20 @@ def _prime(
     total = sum(p.numel() for p in model.parameters())
     environment = describe_environment(device, 1)
     environment |= {"data": material.data, "base": Fingerprint.of(model, exclude=new).base}
-    run.unmake()  # also what a kill between the model and its metrics left
-    if found is None:
-        if config.resume:
-            reporter.say(f"{run.path} has no complete checkpoint: starting over")
-        run.forget()
-        atomic_write(run.config, config.to_yaml().encode())  # first: what follows belongs to a run that can be resumed
-        write_json(run.environment, environment)
-    else:
-        check_environment(run, environment, reporter)
 
-    # The loop. Heads and adapters are drawn before the weights of a checkpoint come in, as they were at the start.
+    # The loop. Heads and adapters are drawn before the weights of a checkpoint come in, as they were at the start; and
+    # what cannot be had is refused before the folder is made a run, so that the next try finds it empty.
     setting = Setting(model, {}, _forward(config, device), None, material.batches, 0, config.seed)
     with _recomputed(model, config.checkpointing), Primer(plan.prime, setting) as primer:
+        run.unmake()  # also what a kill between the model and its metrics left
+        if found is None:
+            if config.resume:
+                reporter.say(f"{run.path} has no complete checkpoint: starting over")
+            run.forget()
+            atomic_write(run.config, config.to_yaml().encode())  # first: what follows can be resumed
+            write_json(run.environment, environment)
+        else:
+            check_environment(run, environment, reporter)
         progress = Progress()
         if found is not None:
             progress = unpack(primer, found[1], found[0])
