@@ -10,8 +10,12 @@ import torch
 import torch.distributed as dist
 
 from priming_cases import ALL, Tasks, Two, points, prime, primed
-from subnetune import NumericError, Prime
+from subnetune import NumericError, Prime, Recipe, Scope
+from subnetune.core.errors import LifeCycleError
 from subnetune.prepare.priming.primer import Primer
+from subnetune.score.fisher import Fisher
+from subnetune.select.top import Top
+from subnetune.update import HoldUnselected
 from tiny import bits
 
 PIECES: dict[str, Prime] = {
@@ -57,13 +61,24 @@ def trouble(rank: int) -> str:
     return "nothing"
 
 
+def scored_apart(rank: int) -> str:
+    """What either rank is told where the inner recipe scores entries on batches that the ranks do not share."""
+    inner = Recipe(Scope(("*weight",)), selector=Top(Fisher(), keep=0.3), update=(HoldUnselected(),))
+    piece = prime(inner=inner)
+    try:
+        piece(primed(piece, Two(), tasks_of(rank)))
+    except LifeCycleError as error:
+        return str(error)
+    return "nothing"
+
+
 def run(rank: int, folder: str) -> None:
     """What each process does; a check that fails leaves its traceback."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     findings: dict[str, Any] = {}
     try:
-        findings = {"primings": primings(rank), "trouble": trouble(rank)}
+        findings = {"primings": primings(rank), "trouble": trouble(rank), "apart": scored_apart(rank)}
     except Exception:  # the other rank may wait for this one: tell, and end
         findings["failed"] = traceback.format_exc()
     torch.save(findings, Path(folder) / f"rank{rank}.pt")

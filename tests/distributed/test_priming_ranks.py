@@ -59,3 +59,9 @@ def test_what_is_not_finite_on_one_rank_stops_both(found: list[dict[str, Any]]) 
     told = [rank["trouble"] for rank in found]
     assert told[0] == told[1]
     assert "nothing was updated" in told[0]
+
+
+def test_scores_on_batches_of_one_rank_alone_are_refused_on_both(found: list[dict[str, Any]]) -> None:
+    told = [rank["apart"] for rank in found]
+    assert told[0] == told[1]
+    assert "the ranks selected different entries" in told[0]

@@ -84,7 +84,7 @@ def _check_labels(tasks: tuple[Task, ...], head: str) -> None:
         return
     have = f"{first.name} has the labels {_listed(first)}, {other.name} has {_listed(other)}"
     if head == "fresh":
-        raise UsageError(f"{have}: heads of different sizes cannot be drawn anew in one model; take --head matched")
+        raise UsageError(f"{have}: a fresh head is drawn for one set of labels, the same for all; take --head matched")
     raise UsageError(
         f"{have}: one head cannot be shared by them. Take --head matched, where each task has its own labels' outputs"
     )

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from subnetune.core.errors import NumericError
-from subnetune.core.types import all_reduce_sum
+from subnetune.core.errors import LifeCycleError, NumericError
+from subnetune.core.masks import mask_digest
+from subnetune.core.types import Mask, Params, all_reduce_sum
 
 if TYPE_CHECKING:
     from subnetune.prepare.prime import Prime
@@ -31,6 +32,19 @@ def average(tensors: Sequence[Tensor]) -> None:
         for p, share in zip(tensors, over_ranks(there).tolist(), strict=True):
             if share:
                 p.grad = over_ranks(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+def check_same_entries(mask: Mask | None, params: Params) -> None:
+    """Raise LifeCycleError on every rank where the ranks' inner recipes selected different entries; all must join."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        digest = int(mask_digest(mask, params)[:15], 16)
+        ends = torch.tensor([digest, -digest], device=next(iter(params.values())).device)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+        if int(ends[0]) != -int(ends[1]):
+            raise LifeCycleError(
+                "Prime: the ranks selected different entries for the inner loop: scores must come from equal batches "
+                "on every rank (pass `tasks` as callables that do not shard), or prime in one process"
+            )
 
 
 def check_finite(prime: Prime, index: int, loss: float, norm: float) -> None:

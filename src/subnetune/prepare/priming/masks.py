@@ -12,6 +12,7 @@ from subnetune.core.passes import Passes
 from subnetune.core.structure import Structure
 from subnetune.core.types import Batch, Live, Mask, Setting, State, Step
 from subnetune.prepare.priming.chance import seeded
+from subnetune.prepare.priming.checked import check_same_entries
 
 if TYPE_CHECKING:
     from subnetune.prepare.prime import Prime
@@ -39,11 +40,18 @@ class Masks:
         return {name: self._structure.read(name) for name in self._names}
 
     def begin(self) -> None:
-        """Score, where that is still to be done; a priming that is resumed has its state from before."""
+        """Score, where that is still to be done; a priming that is resumed has its state from before.
+
+        Raises LifeCycleError where the ranks of a distributed run come to different masks.
+        """
         if self.state is None:
             assert self._selector is not None
+            params = self._params()
             with seeded(self._setting.seed, 0, "scores"):
-                self.state = self._selector.init(self._setting._replace(params=self._params()))
+                state = self._selector.init(self._setting._replace(params=params))
+            if self._selector.static:
+                check_same_entries(self._selector.mask(state, params, Step(0, self._total)), params)
+            self.state = state
 
     def live(self, index: int, start: Mapping[str, Tensor]) -> Live:
         """Return all there is in inner step `index` of the whole priming; `start` is what its episode began from."""
