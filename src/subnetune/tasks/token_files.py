@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from subnetune.core.errors import DataError, UsageError
-from subnetune.tasks.conll import LineReader, Sentences, conll_line, read_sentences, tag_set, uner_line
+from subnetune.tasks.conll import OUTSIDE, LineReader, Sentences, conll_line, read_sentences, tag_set, uner_line
 from subnetune.tasks.ner import METRICS, tagged_split
 from subnetune.tasks.types import Split, Task, TaskData
 
@@ -27,7 +27,7 @@ def load_token_files(name: str, files: Mapping[str, Path], labels: tuple[str, ..
 
     The tags are O, B-X and I-X for each type X of the train file, or `labels` in order of their ids where a model knows
     them. A test file may have no tags. DataError, with file and line, for any other tag and for what is malformed;
-    UsageError where there are neither train nor labels.
+    UsageError where there are neither train nor labels, or labels without O.
     """
     read: dict[str, Sentences] = {}
     if labels is None:
@@ -35,6 +35,8 @@ def load_token_files(name: str, files: Mapping[str, Path], labels: tuple[str, ..
             raise UsageError(f"{name}: without train the tags are unknown; give FileSpec(labels=...) in order of id")
         read["train"] = _read(files["train"])
         labels = _tags_of(read["train"])
+    if OUTSIDE not in labels:
+        raise UsageError(f"{name}: the tags of words have O among them, and these labels do not: {', '.join(labels)}")
     task = Task(name, "tokens", labels, METRICS, pair=False)
     for split, path in files.items():
         if split not in read:

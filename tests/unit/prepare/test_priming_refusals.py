@@ -137,6 +137,10 @@ def test_a_loss_that_does_not_depend_on_a_loop_is_named() -> None:
             outer(prime(algorithm=algorithm, inner=spare), Spare(), two_tasks())
     with pytest.raises(UsageError, match="tensor that the outer loop may touch"):
         outer(prime(outer=Scope(("spare",))), Spare(), two_tasks())
+    for changes in ({"algorithm": "maml"}, {"algorithm": "imaml"}, {"inner_rates": "learned"}):
+        piece = prime(outer=Scope(("spare",)), **changes)
+        with pytest.raises(UsageError, match="tensor that the outer loop may touch"):
+            piece(primed(piece, Spare(), two_tasks()))
 
 
 def test_a_sharded_model_is_refused(tmp_path: Any) -> None:

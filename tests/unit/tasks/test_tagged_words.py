@@ -173,6 +173,8 @@ def test_own_files_take_their_tags_from_train(tmp_path: Path) -> None:
 def test_own_files_without_train_need_the_tags_in_order(tmp_path: Path) -> None:
     dev = write(tmp_path / "d.iob2", "1\ta\tI-x\n")
     assert own(None, dev, labels=("I-x", "O", "B-x")).evaluation["dev"].labels == [[0]]
+    with pytest.raises(UsageError, match=r"O among them, and these labels do not: NOUN, I-x"):
+        own(None, dev, labels=("NOUN", "I-x"))
     with pytest.raises(UsageError, match="tags are unknown"):
         own(None, dev)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subnetune.core.errors import CheckpointError
 from subnetune.prepare.priming.checked import average
+from subnetune.prepare.priming.descent import check_reached
 from subnetune.prepare.priming.learner import Learner
 from subnetune.prepare.priming.rates import Rates
 
@@ -32,11 +33,15 @@ class Outer:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def norm(self) -> float:
-        """Average the gradients over the ranks and return the norm of the parent's; NaN where a rate's is none."""
+        """Average the gradients over the ranks and return the norm of the parent's; NaN where a rate's is none.
+
+        Raises UsageError where the parent has none at all: no loss depends on it.
+        """
         average(self._params())
         found = [p.grad for p in self._optimizer.param_groups[0]["params"] if p.grad is not None]
+        check_reached(bool(found), "outer")
         finite = self._rates.log.grad is None or bool(self._rates.log.grad.isfinite().all())
-        return (float(torch.nn.utils.get_total_norm(found)) if found else 0.0) if finite else math.nan
+        return float(torch.nn.utils.get_total_norm(found)) if finite else math.nan
 
     def step(self, index: int, norm: float) -> None:
         """Clip, then move the parent and the rates; `index` outer steps came before."""
