@@ -288,6 +288,39 @@ def test_bits_amid_other_memory(compiled: Kernels, count: int, threads: Callable
     assert all(map(same_bits, ours, wanted))
 
 
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_rounded_as_torchs_fused_adamw(compiled: Kernels, step: int) -> None:
+    """Also where an update is larger than the weights before and after it, whose last place is then small beside it."""
+    case = Case(1 << 17, 1.0)  # full registers: the rest torch computes by other code
+    rates = case.rates._replace(lr=0.01, weight_decay=0.1, step=step, scale=None, divisor=1.0)
+    weights, gradient = case.weights * 0.1, case.gradient * 10.0 ** (case.weights * 40)
+    moments = Moments(gradient * case.moments.first, gradient.square() * case.moments.second)
+    theirs = torch.nn.Parameter(weights.clone())
+    theirs.grad = gradient
+    adamw = torch.optim.AdamW([theirs], lr=0.01, eps=1e-8, weight_decay=0.1, fused=True)
+    state = {"exp_avg": moments.first.clone(), "exp_avg_sq": moments.second.clone()}
+    adamw.state[theirs] = {"step": torch.tensor(float(step - 1)), **state}
+    adamw.step()
+    ours = outcome(compiled, lambda k, w, g, m: k.adamw(w, g, m, rates), weights, gradient, moments)
+    largest = torch.maximum(theirs.detach().abs(), weights.abs())
+    assert int(((theirs.detach() - weights).abs() > 1.5 * largest).sum()) > 100
+    ulp = torch.nextafter(largest, torch.tensor(math.inf)) - largest
+    assert float(((ours[0].double() - theirs.detach().double()).abs() / ulp.double()).max()) <= 1.0
+
+
+def test_an_overflow_moves_weights_as_torch_does(compiled: Kernels) -> None:
+    weights, gradient = torch.full((17,), 0.5), torch.full((17,), 1e30)
+    rates = Rates(1e-3, 0.9, 0.999, 1e-8, 0.0, 1)
+
+    def call(k: Kernels, w: Tensor, g: Tensor, m: Moments) -> None:
+        k.adamw(w, g, m, rates)
+
+    ours, plain = (outcome(k, call, weights, gradient, Moments(*torch.zeros(2, 17))) for k in (compiled, PLAIN))
+    assert plain[2].isinf().all()
+    assert same_bits(ours[0], plain[0])
+    assert torch.equal(plain[0], weights)
+
+
 @pytest.mark.parametrize("beta1", [0.0, 0.4, 0.95])
 def test_every_first_momentum(compiled: Kernels, beta1: float) -> None:
     case = Case(1000, 1.0)

@@ -84,15 +84,19 @@ class CpuKernels:
 
 
 def rates_of(rates: Rates) -> Array:
-    """Return what the loops calculate with, float32, (10,)."""
+    """Return what the loops calculate with, float32, (11,)."""
     pull = 1 - rates.beta1
     far = pull >= 0.5
+    # What the root is multiplied by, in two parts: see `cpu_blocks.step`. Neither may be zero or less.
+    correction = 1 / float(np.float32((1 - rates.beta2**rates.step) ** 0.5))
+    high = np.nextafter(np.float32(correction), np.float32(0))
     numbers = (
         1 - rates.lr * rates.weight_decay,
         np.float32(pull) - 1 if far else pull,  # in float32, as torch's lerp
         rates.beta2,
         1 - rates.beta2,
-        (1 - rates.beta2**rates.step) ** -0.5,
+        high,
+        correction - float(high),
         rates.eps,
         rates.lr / (1 - rates.beta1**rates.step),
         1.0 if rates.scale is None else float(rates.scale),

@@ -73,26 +73,31 @@ def spread_rates(rates):  # type: ignore[no-untyped-def]
         spread(rates[6]),
         spread(rates[7]),
         spread(rates[8]),
-        lanes(uint16(ALL if rates[9] != 0 else 0)),
-        rates[8] != float32(1),
+        spread(rates[9]),
+        lanes(uint16(ALL if rates[10] != 0 else 0)),
+        rates[9] != float32(1),
     )
 
 
 @part
 def step(weight, gradient, first, second, rates):  # type: ignore[no-untyped-def]
-    """Return AdamW's new weight and averages, rounded as torch rounds them (it fuses the same operations), but for one.
+    """Return AdamW's new weight and averages, rounded as torch rounds them: it fuses the same operations.
 
-    A quotient takes as long as eight products: where the loop waits for nothing else, each is felt. So the root is
-    multiplied by what torch divides it by, of which no difference is taken afterwards that would enlarge the rounding.
+    A quotient takes as long as eight products: where the loop waits for nothing else, each is felt. So the root is not
+    divided, as torch does, but multiplied by the divisor's inverse in two parts, which have the bits to round as the
+    quotient does, unless that lies within a millionth of a last place from a tie. Both parts are above zero: an
+    infinite root stays infinite.
     """
-    decay, pull, beta, rest, correction, eps, size, scale, divisor, far, divides = rates
+    decay, pull, beta, rest, inverse, inverse_rest, eps, size, scale, divisor, far, divides = rates
     gradient = gradient * scale
     if divides:
         gradient = gradient / divisor
     # lerp, from the end that is nearer, so that a weight of one gives the gradient itself
     first = times_plus(pull, gradient - first, choose(far, gradient, first))
     second = times_plus(rest * gradient, gradient, second * beta)
-    return weight * decay - size * first / (root(second) * correction + eps), first, second
+    deviation = root(second)
+    deviation = times_plus(deviation, inverse, deviation * inverse_rest)
+    return weight * decay - size * first / (deviation + eps), first, second
 
 
 @part
