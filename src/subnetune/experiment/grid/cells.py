@@ -21,7 +21,6 @@ from subnetune.experiment.rundir import read_json
 Stage = Literal["search", "run"]
 # What changes where or how fast a cell runs, not what comes out (threads: the last digits, if anything).
 OF_METHODS = frozenset(("keep", "cycle", "peft_config"))  # options that some methods have
-_END = 64 * 1024  # bytes
 _FILES = ("train_file", "dev_file", "peft_config")
 NOT_IN_HASH = frozenset(("output", "resume", "data_dir", "threads", "save_steps", "eval_batch_size", "track"))
 
@@ -96,9 +95,9 @@ class Cell:
 
 @functools.cache
 def model_digest(folder: str) -> str:
-    """Return the name and a sha256 of a model's folder: of its configuration, and the sizes and ends of its weights.
+    """Return the name and a sha256 of a model's folder: of its configuration and all of its weights.
 
-    The ends alone, so that a folder of many GB is told from another one at once; every training moves them.
+    All of them, at a GB or two a second: a merged delta or a priming may move a few entries anywhere in a file.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
@@ -106,9 +105,7 @@ def model_digest(folder: str) -> str:
             digest.update(path.read_bytes())
         elif path.suffix in (".safetensors", ".bin"):
             with path.open("rb") as file:
-                size = file.seek(0, 2)
-                ends = [file.read(_END) for place in (0, max(0, size - _END)) if file.seek(place) == place]
-            digest.update(f"{path.name} {size}".encode() + b"".join(ends))
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return f"{Path(folder).resolve().name}:{digest.hexdigest()[:16]}"
 
 

@@ -35,6 +35,18 @@ def make_files(root: Path, train: str = "x,y\na,0\n") -> None:
     (root / "dev.csv").write_text("x,y\nb,1\n")
 
 
+def test_models_that_differ_in_the_middle_of_a_file_are_two_models(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(1_000_000)
+    weights.write_bytes(content)
+    first = model_digest(str(tmp_path / "model"))
+    content[500_000] = 1
+    weights.write_bytes(content)
+    model_digest.cache_clear()
+    assert model_digest(str(tmp_path / "model")) != first
+
+
 def grid(**changed: Any) -> GridConfig:
     values = {"tasks": {"mine": FILES}, "methods": "full", "seeds": [1, 2], "model": "model", "data_dir": "data"}
     return GridConfig.from_values(values | changed)
