@@ -41,16 +41,23 @@ def load_examples(
     data = load_data(config, splits)
     tokenizer = load_tokenizer(config)
     train = encode(data.train, data.task, tokenizer, config.max_length)
-    if train.counts is not None and 0 in train.counts:
-        kept = [i for i, count in enumerate(train.counts) if count]
-        if not kept:
-            raise DataError(f"{data.task.name}: the tokenizer makes no sub-word of any word to train on")
-        print(
-            f"train: {len(train) - len(kept)} examples have no word that the tokenizer knows: left out", file=sys.stderr
-        )
-        train = train.select(kept)
+    train = with_loss(train, data.task.name, lambda line: print(f"train: {line}", file=sys.stderr))
     collate = Collator(tokenizer, device)
     return Examples(data, tokenizer, train, collate, scoring_batches(train, collate, batch_size, config.seed))
+
+
+def with_loss(encoded: Encoded, name: str, say: Callable[[str], None]) -> Encoded:
+    """Return the training examples of a task that have a loss, and say how many have none: words without a sub-word.
+
+    Raises DataError where none is left.
+    """
+    if encoded.counts is None or 0 not in encoded.counts:
+        return encoded
+    kept = [i for i, count in enumerate(encoded.counts) if count]
+    if not kept:
+        raise DataError(f"{name}: the tokenizer makes no sub-word of any word to train on")
+    say(f"{len(encoded) - len(kept)} examples have no word that the tokenizer knows: left out")
+    return encoded.select(kept)
 
 
 def load_seeded_model(config: RunConfig, task: Task, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from subnetune.core.errors import DataError
 from subnetune.experiment.data import Collator, Encoded, encode
+from subnetune.experiment.parts import with_loss
 from subnetune.experiment.priming.config import PrimeConfig
 from subnetune.experiment.priming.plan import Plan
 from subnetune.experiment.session import load_data, load_tokenizer, say_dropped
@@ -54,7 +55,9 @@ def load_material(config: PrimeConfig, plan: Plan, device: torch.device, say: Sa
     for task in plan.tasks:
         found = load_data(config.as_run(task.name), ("train",))
         say_dropped(found, lambda line, name=task.name: say(f"{name}: {line}"))  # type: ignore[misc]
-        encoded = _labelled(renamed(found.train, found.task, plan.task), plan.task, tokenizer, config.max_length)
+        split = renamed(found.train, found.task, plan.task)
+        encoded = encode(split, plan.task, tokenizer, config.max_length)
+        encoded = with_loss(encoded, task.name, lambda line, name=task.name: say(f"{name}: {line}"))  # type: ignore[misc]
         batches[task.name] = Passes(encoded, collate, config.batch_size)
         data[task.name], examples[task.name] = found.fingerprint(), len(encoded)
     return Material(batches, data, examples)
@@ -72,14 +75,3 @@ def renamed(split: Split, task: Task, whole: Task) -> Split:
 
 def _mapped(labels: Labels, ids: list[int]) -> Any:
     return [[ids[i] for i in label] if isinstance(label, list) else ids[int(label)] for label in labels]
-
-
-def _labelled(split: Split, task: Task, tokenizer: Any, max_length: int) -> Encoded:
-    """Tokenise a split, without sentences in which no sub-word has a tag: a batch of them would have no loss."""
-    encoded = encode(split, task, tokenizer, max_length)
-    if encoded.counts is None or 0 not in encoded.counts:
-        return encoded
-    kept = [i for i, count in enumerate(encoded.counts) if count]
-    if not kept:
-        raise DataError(f"{task.name}: the tokenizer makes no sub-word of any word to prime on")
-    return encoded.select(kept)

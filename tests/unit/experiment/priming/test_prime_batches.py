@@ -8,6 +8,7 @@ import torch
 from subnetune.core.errors import DataError
 from subnetune.core.recipe import Recipe
 from subnetune.experiment.data import Encoded
+from subnetune.experiment.parts import with_loss
 from subnetune.experiment.priming.batches import Passes, renamed
 from subnetune.prepare.prime import Prime
 from subnetune.prepare.priming.episodes import Episodes
@@ -67,3 +68,13 @@ def test_labels_get_their_ids_among_all() -> None:
     assert renamed(words, task("O", "B-X", kind="tokens"), task("B-X", "B-Y", "O", kind="tokens")).labels == [[2, 0]]
     with pytest.raises(DataError, match="the split 'test' has no labels"):
         renamed(Split(["a"], name="test"), task("no"), task("no"))
+
+
+def test_examples_without_a_loss_are_left_out_and_counted() -> None:
+    said: list[str] = []
+    rows = ({"input_ids": [1], "labels": [2]}, {"input_ids": [2], "labels": [-100]}, {"input_ids": [3], "labels": [0]})
+    some = Encoded(list(rows), None, [[0], [], [0]])
+    assert [e["input_ids"] for e in with_loss(some, "mine", said.append).examples] == [[1], [3]]
+    assert said == ["1 examples have no word that the tokenizer knows: left out"]
+    with pytest.raises(DataError, match="mine: the tokenizer makes no sub-word of any word"):
+        with_loss(some.select([1]), "mine", said.append)
