@@ -8,30 +8,18 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ended import Ended
+from ended import call as call_command
 from subnetune.cli.main import main
 from subnetune.cli.options import TRAIN
 from subnetune.experiment.config import RunConfig
 from subnetune.select.maskfile import read_mask
 from tiny_run import make_root
-
-
-class Ended(NamedTuple):
-    """How a command ended: its exit code, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last(self) -> str:
-        return self.out.splitlines()[-1]
-
 
 Run = Callable[..., Ended]
 
@@ -39,14 +27,7 @@ Run = Callable[..., Ended]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> Ended:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
+        return call_command(capsys, *arguments)
 
     return call
 

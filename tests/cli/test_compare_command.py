@@ -6,25 +6,17 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from ended import Ended
+from ended import call as call_command
 from grid_case import DIVERGING, forked, grid_values, own_files, starts, steady, write_grid_file
 from subnetune.cli.compare import GRID
-from subnetune.cli.main import main
 from subnetune.experiment.grid import workers
 from subnetune.experiment.grid.config import GridConfig
 from tiny_run import make_root
-
-
-class Ended(NamedTuple):
-    """How a command ended: its exit code, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
 
 Run = Callable[..., Ended]
 
@@ -40,14 +32,7 @@ def compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(workers, "POLL", 0.05)
 
     def call(*arguments: object) -> Ended:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["compare", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
+        return call_command(capsys, "compare", *arguments)
 
     return call
 

@@ -9,29 +9,18 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from conftest import minilm_folder, shared_folder
-from subnetune.cli.main import main
+from ended import Ended
+from ended import call as call_command
 from subnetune.delta import Delta
 from subnetune.experiment.config import RunConfig
 from subnetune.experiment.grid.config import GridConfig
 from tagged_case import make_tagged_root, sentences, write_conll
 from tiny_run import run as run_here
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def last(self) -> str:
-        return self.out.splitlines()[-1]
-
 
 Call = Callable[..., Ended]
 
@@ -39,13 +28,7 @@ Call = Callable[..., Ended]
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
     def command(*arguments: object) -> Ended:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Ended(code, *capsys.readouterr())
+        return call_command(capsys, *arguments)
 
     return command
 

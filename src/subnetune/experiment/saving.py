@@ -52,7 +52,14 @@ def changing_tensors(tuning: Tuning) -> dict[str, Tensor]:
 
 def put_weights(tuning: Tuning, weights: Mapping[str, Tensor], source: Path) -> None:
     """Copy `weights` into the model, all or none. Raises CheckpointError where names, shapes or dtypes do not agree."""
-    targets = changing_tensors(tuning)
+    put_tensors(changing_tensors(tuning), weights, source)
+
+
+def put_tensors(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
+    """Copy the tensors of the file `source` into live ones of the same names, all or none.
+
+    Raises CheckpointError where names, shapes or dtypes do not agree.
+    """
     missing, unknown = sorted({*targets} - {*weights}), sorted({*weights} - {*targets})
     if missing or unknown:
         problem = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}, which this run does not train"

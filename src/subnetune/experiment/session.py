@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,13 @@ def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     before = load_config(run.config, {}).values()
     if before["engine"] == "auto":
         free.add("engine")  # the checkpoint knows which one that was (`check_engine`)
-    now = json.loads(json.dumps(config.values()))
+    check_same_options(run.path, before, json.loads(json.dumps(config.values())), free)
+
+
+def check_same_options(
+    path: Path, before: Mapping[str, object], now: Mapping[str, object], free: AbstractSet[str]
+) -> None:
+    """Raise UsageError that lists where `now` differs from the run in `path`, but for the options in `free`."""
     changed = [
         f"{name}: the run has {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*before, *now} - free)
@@ -184,7 +191,7 @@ def check_config_unchanged(run: RunDir, config: RunConfig) -> None:
     ]
     if changed:
         raise UsageError(
-            f"{run.path} was started with other options, so it cannot be resumed with these:\n  "
+            f"{path} was started with other options, so it cannot be resumed with these:\n  "
             + "\n  ".join(changed)
             + "\nGive the same options, or choose another --output"
         )

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from subnetune.core.errors import UsageError
 from subnetune.core.files import sync
 from subnetune.experiment.priming.config import PrimeConfig
 from subnetune.experiment.rundir import RunDir
+from subnetune.experiment.session import check_same_options
 
 # A resumed priming may say these otherwise: its data are known by their hash.
 _FREE = frozenset(("resume", "output", "save_steps", "track", "data_dir"))
@@ -72,15 +72,4 @@ class PrimedDir(RunDir):
 
 def check_unchanged(run: PrimedDir, config: PrimeConfig) -> None:
     """Raise UsageError that lists every option that differs from `prime.yaml` and matters for the result."""
-    before, now = PrimeConfig.load(run.config, {}).values(), config.values()
-    changed = [
-        f"{name}: the run has {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now} - _FREE)
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UsageError(
-            f"{run.path} was started with other options, so it cannot be resumed with these:\n  "
-            + "\n  ".join(changed)
-            + "\nGive the same options, or choose another --output"
-        )
+    check_same_options(run.path, PrimeConfig.load(run.config, {}).values(), config.values(), _FREE)

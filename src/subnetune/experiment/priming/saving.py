@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from subnetune.core.errors import CheckpointError
 from subnetune.engine.binding import persistent_buffers
 from subnetune.experiment.checkpoint import Checkpoint, part
+from subnetune.experiment.saving import put_tensors
 from subnetune.prepare.priming.primer import Primer
 
 
@@ -41,22 +40,8 @@ def unpack(primer: Primer, checkpoint: Checkpoint, path: Path) -> Progress:
 
     Raises CheckpointError where the checkpoint is another priming's.
     """
-    _put(moving(primer), part(checkpoint, "weights", path), path / "weights.safetensors")
+    put_tensors(moving(primer), part(checkpoint, "weights", path), path / "weights.safetensors")
     primer.load_state_dict(part(checkpoint, "primer", path))
     if primer.index != checkpoint.step:
         raise CheckpointError(f"{path}: its state is of step {primer.index}, not {checkpoint.step}")
     return Progress(**part(checkpoint, "progress", path))
-
-
-def _put(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
-    if different := sorted({*targets} ^ {*weights}):
-        raise CheckpointError(f"{source}: not the tensors that this priming moves ({different[0]!r})")
-    for name, tensor in weights.items():
-        if tensor.shape != targets[name].shape or tensor.dtype != targets[name].dtype:
-            raise CheckpointError(
-                f"{source}: {name!r} is {tuple(tensor.shape)} {tensor.dtype}, "
-                f"wanted {tuple(targets[name].shape)} {targets[name].dtype}"
-            )
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            targets[name].copy_(tensor)
