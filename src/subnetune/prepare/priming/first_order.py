@@ -13,6 +13,7 @@ from subnetune.prepare.priming.descent import Update, check_reached, descend
 from subnetune.prepare.priming.episodes import Episode
 from subnetune.prepare.priming.learner import Learner
 from subnetune.prepare.priming.rates import Rates
+from subnetune.prepare.priming.start import Start
 
 
 class Measured(NamedTuple):
@@ -23,7 +24,7 @@ class Measured(NamedTuple):
 
 
 def adapt(
-    learner: Learner, episode: Episode, index: int, start: Mapping[str, Tensor], rates: Rates, pull: float = 0.0
+    learner: Learner, episode: Episode, index: int, start: Start, rates: Rates, pull: float = 0.0
 ) -> Tensor | None:
     """Take the inner steps in place, plain gradient steps on the support batches in turn; return the first loss.
 
@@ -40,12 +41,18 @@ def adapt(
     return first
 
 
-def _plain_step(live: Live, start: Mapping[str, Tensor], numbers: Mapping[str, float], pull: float) -> Update:
+def _plain_step(live: Live, start: Start, numbers: Mapping[str, float], pull: float) -> Update:
     def update(name: str, p: Tensor, gradient: Tensor) -> None:
         if pull:
             gradient = gradient.add(p - start[name], alpha=pull)
         mask = None if live.mask is None else live.mask.get(name)
-        p.sub_(gradient if mask is None else gradient.masked_fill(~mask, 0.0), alpha=numbers[name])
+        if mask is not None:
+            gradient = gradient.masked_fill(~mask, 0.0)
+        rows = start.keep(name, gradient)
+        if rows is None:
+            p.sub_(gradient, alpha=numbers[name])
+        else:
+            p.index_copy_(0, rows, p[rows].sub_(gradient[rows], alpha=numbers[name]))
 
     return update
 
@@ -53,7 +60,7 @@ def _plain_step(live: Live, start: Mapping[str, Tensor], numbers: Mapping[str, f
 def fomaml(learner: Learner, episode: Episode, index: int, rates: Rates, share: float) -> Measured:
     """Add `share` of the query loss's gradient at the adapted weights to the parent's gradients.
 
-    Memory: a copy of what the inner loop moves, beside the graph of one batch at a time.
+    Memory: a copy of what the inner loop moves (`Start`), beside the graph of one batch at a time.
     """
     with learner.kept() as start:
         first = adapt(learner, episode, index, start, rates)

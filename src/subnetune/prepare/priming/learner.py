@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from subnetune.core.errors import UsageError
 from subnetune.core.roles import role_names
 from subnetune.core.scope import group_rates, resolve
 from subnetune.core.structure import Structure
-from subnetune.core.types import Setting, no_grad_copy
+from subnetune.core.types import Setting
 from subnetune.prepare.priming.fit import check_fit
 from subnetune.prepare.priming.fresh import Fresh
 from subnetune.prepare.priming.losses import Losses
 from subnetune.prepare.priming.masks import Masks
+from subnetune.prepare.priming.start import Start
 from subnetune.prepare.priming.touched import parent_names
 
 if TYPE_CHECKING:
@@ -58,16 +58,14 @@ class Learner:
                 p.requires_grad_(name in wanted)
 
     @contextmanager
-    def kept(self) -> Iterator[dict[str, Tensor]]:
-        """Give copies of what the inner loop moves, and put their bits back on the way out."""
-        start = no_grad_copy(self.tensors(self.moved))
+    def kept(self) -> Iterator[Start]:
+        """Give what keeps the values that the inner loop moves, and put their bits back on the way out."""
+        start = Start(self.tensors(self.moved))
         try:
             yield start
         finally:
             self.masks.clear()
-            with torch.no_grad():
-                for name, p in self.tensors(self.moved).items():
-                    p.copy_(start[name])
+            start.put_back()
 
     def drop_gradients(self) -> None:
         """Drop the gradients of what the outer loop must not move."""

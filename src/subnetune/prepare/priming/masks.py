@@ -56,12 +56,12 @@ class Masks:
     def live(self, index: int, start: Mapping[str, Tensor]) -> Live:
         """Return all there is in inner step `index` of the whole priming; `start` is what its episode began from."""
         self._passes.clear()
-        params, step, anchor = self._params(), Step(index, self._total), {name: start[name] for name in self._names}
+        params, step = self._params(), Step(index, self._total)
         assert self.state is not None, "begin() comes first"
         state = self.state
         mask: Mask | None = None if self._selector is None else self._selector.mask(state, params, step)
-        target = (None if self._selector is None else self._selector.target(state)) or anchor
-        return Live(params, anchor, mask, state, step, None, target, self._passes)
+        target = (None if self._selector is None else self._selector.target(state)) or start
+        return Live(params, start, mask, state, step, None, target, self._passes)
 
     def clear(self) -> None:
         """Take off the hooks of forward rules: an inner step is over."""

@@ -19,7 +19,7 @@ def reptile(learner: Learner, episode: Episode, index: int, rates: Rates, share:
             query = learner.losses.query(learner.model, episode.query, episode.task)
             for name, p in learner.tensors(learner.moved).items():
                 if name in parent:
-                    way = (start[name] - p).mul_(share)
+                    way = start[name].sub_(p).mul_(share)
                     p.grad = way if p.grad is None else p.grad.add_(way)
     assert first is not None  # reptile takes one step or more
     return Measured(first, query)
