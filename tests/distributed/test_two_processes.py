@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.table import Case, mask_now, train
+from conformance.table import Case, chosen, each_row_once, mask_now, train
 from distributed import job
 from forks import side_by_side
 from tiny import bits, differing
@@ -18,20 +18,34 @@ from tiny import bits, differing
 pytestmark = pytest.mark.xdist_group("two-processes")
 
 
+Found = tuple[dict[str, Any], dict[str, Any]]
+
+
+def ranks(folder: Path, *names: tuple[str, ...]) -> Found:
+    """What each of two ranks finds out, by check."""
+    side_by_side(job.run, (str(folder), *names), 2)
+    first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    return first, second
+
+
 @pytest.fixture(scope="session")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What the two ranks found; one job for all tests."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    side_by_side(job.run, (str(folder),), 2)
-    ranks = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-    return ranks[0], ranks[1]
+    return ranks(tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("case", job.MASK_CASES, ids=lambda case: case.id)
-def test_masks_are_those_of_one_process_on_every_rank(case: Case, found) -> None:
-    wanted = job.digests(case)
-    assert found[0]["masks"][case.id] == wanted
-    assert found[1]["masks"][case.id] == wanted
+@pytest.fixture(scope="session")
+def other_masks(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """The masks of the cases that the default run leaves out."""
+    return ranks(tmp_path_factory.mktemp("other-ranks"), ("other_masks",))
+
+
+@pytest.mark.parametrize("case", chosen(job.MASK_CASES, each_row_once))
+def test_masks_are_those_of_one_process_on_every_rank(case: Case, request: pytest.FixtureRequest) -> None:
+    wanted, name = job.digests(case), "masks"
+    fixture = "found" if case in job.DEFAULT_CASES else (name := "other_masks")
+    for rank in request.getfixturevalue(fixture):
+        assert rank[name][case.id] == wanted
 
 
 @pytest.mark.parametrize(
@@ -133,10 +147,10 @@ def test_shards_have_the_masks_of_one_process_and_hold_what_they_leave_out(check
         mask = mask_now(tuning)
         assert list(mask) == list(runs[0]["parts"][step])
         before, after = runs[0]["weights"][step], runs[0]["weights"][step + 1]
-        for n, chosen in mask.items():
-            assert torch.equal(assembled([run["parts"][step] for run in runs], n), chosen), (n, step)
-            leaked += int((before[n] != after[n])[~chosen].sum())
-            moved += int((before[n] != after[n])[chosen].sum())
+        for n, there in mask.items():
+            assert torch.equal(assembled([run["parts"][step] for run in runs], n), there), (n, step)
+            leaked += int((before[n] != after[n])[~there].sum())
+            moved += int((before[n] != after[n])[there].sum())
         for n in tuning.scope.frozen:
             assert torch.equal(before[n], after[n])
         tuning.forward(batch).loss.backward()
