@@ -17,7 +17,8 @@ READY := $(VENV)/.ready
 # Two processes with one thread each are faster than one process with two threads on these small models. Each has its own
 # half of the tests, until one is done: what tests share is made, and compiled, once.
 WORKERS ?= 2
-TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# With their byte code, whatever the environment says: processes that tests start would compile the package again.
+TEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # Those that write a block of docs/performance.md; bench_methods.py writes more than that.
 SUITES = $(filter-out benchmarks/bench_methods.py,$(sort $(wildcard benchmarks/bench_*.py)))
 DEVICE ?= cpu

@@ -26,8 +26,14 @@ from subnetune.engine.saving import identity
 from subnetune.tuning import Tuning
 from tiny import bits
 
+
+def by_default(case: Case) -> bool:
+    """Whether the default run has it: where nothing selects, there is no mask to differ."""
+    return each_row_once(case) and case.row.recipe().selector is not None
+
+
 MASK_CASES = [case for case in CASES if case.model in ("bert", "llama-lm", "t5")]
-DEFAULT_CASES = [case for case in MASK_CASES if each_row_once(case)]  # of the default run
+DEFAULT_CASES = [case for case in MASK_CASES if by_default(case)]
 REPLICATED = ("d-bert", "f-exact-bert", "random-rows-columns-llama", "lora-bert", "gradual-unfreezing-bert")
 SHARDED = (  # bound after sharding
     *("f-exact-bert", "f-rows-bert", "random-subset-bert", "random-rows-columns-bert", "gradual-unfreezing-bert"),

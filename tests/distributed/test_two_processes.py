@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.table import Case, chosen, each_row_once, mask_now, train
+from conformance.table import Case, chosen, mask_now, train
 from distributed import job
 from forks import side_by_side
 from tiny import bits, differing
@@ -40,7 +40,7 @@ def other_masks(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return ranks(tmp_path_factory.mktemp("other-ranks"), ("other_masks",))
 
 
-@pytest.mark.parametrize("case", chosen(job.MASK_CASES, each_row_once))
+@pytest.mark.parametrize("case", chosen(job.MASK_CASES, job.by_default))
 def test_masks_are_those_of_one_process_on_every_rank(case: Case, request: pytest.FixtureRequest) -> None:
     wanted, name = job.digests(case), "masks"
     fixture = "found" if case in job.DEFAULT_CASES else (name := "other_masks")
