@@ -6,20 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from subnetune.cli.main import main
+from ended import call
 from subnetune.delta import Delta
 from tiny_run import make_root
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = 0
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
 
 
 def training(root: Path, *more: object) -> tuple[object, ...]:

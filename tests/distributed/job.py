@@ -244,14 +244,14 @@ CHECKS: tuple[Callable[[int], Any], ...] = (
 )
 
 
-def run(rank: int, folder: str, names: tuple[str, ...] = tuple(check.__name__ for check in CHECKS)) -> None:
+def run(rank: int, folder: str, checks: tuple[Callable[[int], Any], ...] = CHECKS) -> None:
     """What each process does: the checks in turn; one that fails leaves its traceback and stops the job."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     findings: dict[str, Any] = {}
     try:
-        for name in names:
-            findings[name] = globals()[name](rank)
+        for check in checks:
+            findings[check.__name__] = check(rank)
     except Exception:  # the other rank may wait for this one: tell, and end
         findings["failed"] = traceback.format_exc()
     torch.save(findings, Path(folder) / f"rank{rank}.pt")

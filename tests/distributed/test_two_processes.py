@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ pytestmark = pytest.mark.xdist_group("two-processes")
 Found = tuple[dict[str, Any], dict[str, Any]]
 
 
-def ranks(folder: Path, *names: tuple[str, ...]) -> Found:
+def ranks(folder: Path, checks: tuple[Callable[[int], Any], ...] = job.CHECKS) -> Found:
     """What each of two ranks finds out, by check."""
-    side_by_side(job.run, (str(folder), *names), 2)
+    side_by_side(job.run, (str(folder), checks), 2)
     first, second = (torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2))
     return first, second
 
@@ -37,15 +38,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.fixture(scope="session")
 def other_masks(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """The masks of the cases that the default run leaves out."""
-    return ranks(tmp_path_factory.mktemp("other-ranks"), ("other_masks",))
+    return ranks(tmp_path_factory.mktemp("other-ranks"), (job.other_masks,))
 
 
 @pytest.mark.parametrize("case", chosen(job.MASK_CASES, job.by_default))
 def test_masks_are_those_of_one_process_on_every_rank(case: Case, request: pytest.FixtureRequest) -> None:
-    wanted, name = job.digests(case), "masks"
-    fixture = "found" if case in job.DEFAULT_CASES else (name := "other_masks")
+    fixture, check = ("found", "masks") if case in job.DEFAULT_CASES else ("other_masks", "other_masks")
+    wanted = job.digests(case)
     for rank in request.getfixturevalue(fixture):
-        assert rank[name][case.id] == wanted
+        assert rank[check][case.id] == wanted
 
 
 @pytest.mark.parametrize(

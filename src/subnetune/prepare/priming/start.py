@@ -21,7 +21,11 @@ class Start(Mapping[str, Tensor]):
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}  # which, (rows,), and their values, (rows, ...)
 
     def keep(self, name: str, gradient: Tensor) -> Tensor | None:
-        """Keep what a step along `gradient` will move; return these rows' indices, or None where it is all of them."""
+        """Keep what a step along `gradient`, of the tensor's shape, will move, before it moves.
+
+        Returns the moving rows' indices, (rows,) int64, or None where the whole tensor may move. Raises KeyError for a
+        name that is not there.
+        """
         if name in self._whole:
             return None
         p, moving = self._tensors[name].detach(), _moving_rows(gradient)
