@@ -110,6 +110,17 @@ def test_a_grid_of_failed_cells_alone_exits_with_1(compare: Run, root: Path, tmp
     assert ended.code == 1
 
 
+def test_searches_alone_are_no_comparison(compare: Run, root: Path, tmp_path: Path) -> None:
+    """A search does not look at dev; where no run could be scored, the exit code says so."""
+    (root / "broken.csv").write_text("sentence,label\nthe cat,plain\nthe dog,unheard of\n")
+    methods = {"full": {"search": {"lr": [1e-3, 5e-3]}}}
+    values = grid_values(root, methods=methods, seeds=[1], tasks={"mine": own_files(root, dev="broken.csv")})
+    del values["common"]["lr"]
+    ended = compare("--config", write_grid_file(tmp_path / "grid.yaml", values), "--output", tmp_path / "out")
+    assert "1 of 3 cells failed" in ended.err
+    assert ended.code == 1
+
+
 def test_a_dry_run_prints_the_cells_and_writes_nothing(compare: Run, root: Path, tmp_path: Path) -> None:
     file = write_grid_file(tmp_path / "grid.yaml", grid_values(root))
     ended = compare("--config", file, "--output", tmp_path / "out", "--dry-run", "--search-lr", "1e-4,1e-3")

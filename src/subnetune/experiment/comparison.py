@@ -14,6 +14,7 @@ from subnetune.experiment.comparison_types import Block, Comparison, Entry
 from subnetune.experiment.grid.rows import SETTINGS, Row
 from subnetune.experiment.result import Evaluation
 from subnetune.experiment.statistics import Difference, holm, paired, summarise
+from subnetune.experiment.uneven import measured_alike, uneven
 from subnetune.experiment.verdicts import verdicts
 
 __all__ = ["Block", "Comparison", "Entry", "compare_rows", "markdown_tables", "statistics_csv", "table_text"]
@@ -51,7 +52,7 @@ def compare_rows(rows: Sequence[Row], baseline: str) -> Comparison:
     ]
     states = Counter(row.state for row in rows)
     cells = {state: states[state] for state in ("done", "failed", "missing")}
-    return Comparison(baseline, tuple(blocks), verdicts(baseline, blocks, cells), cells)
+    return Comparison(baseline, tuple(blocks), verdicts(baseline, blocks, cells, uneven(rows)), cells)
 
 
 def _blocks(rows: Sequence[Row], size: int | None, baseline: str) -> Iterator[Block]:
@@ -71,7 +72,8 @@ def _blocks(rows: Sequence[Row], size: int | None, baseline: str) -> Iterator[Bl
     for kind in ("transfer", "probe"):
         for task, found in tasks.items():
             for name, metric in _sets(found, kind).items():
-                other = {method: _other_runs(its, kind, name, metric) for method, its in _by_method(found).items()}
+                alike = measured_alike(found, kind, name, baseline)
+                other = {m: _other_runs(its, alike, kind, name, metric) for m, its in _by_method(found).items()}
                 yield _block(kind, f"{name} (trained on {task})", size, metric, None, other, baseline)
 
 
@@ -118,9 +120,9 @@ def _task_runs(rows: Sequence[Row]) -> _Runs:
     return _Runs(rows, values, len(rows), _failed(rows), at_majority)
 
 
-def _other_runs(rows: Sequence[Row], kind: str, name: str, metric: str) -> _Runs:
-    """Return the runs by their score elsewhere: on a transfer set, or of a probe."""
-    found = {row.seed: _elsewhere(row, kind).get(name, {}).get(metric) for row in rows}
+def _other_runs(rows: Sequence[Row], alike: Sequence[Row], kind: str, name: str, metric: str) -> _Runs:
+    """Return the runs by their score elsewhere: on a transfer set, or of a probe; of rows in `alike` alone."""
+    found = {row.seed: _elsewhere(row, kind).get(name, {}).get(metric) for row in rows if row in alike}
     values = {seed: value for seed, value in found.items() if value is not None}
     return _Runs(rows, values, len(rows), _failed(rows))
 

@@ -12,10 +12,11 @@ import textwrap
 from collections.abc import Sequence
 
 from subnetune.experiment.comparison_types import Block, Comparison, Entry
+from subnetune.experiment.sheets import as_text
 
 HEAD = (
     *("method", "n", "mean", "std", "min", "max", "IQM", "failed", "at majority"),
-    *("diff", "95 % CI", "p (Holm)", "effect"),
+    *("pairs", "diff", "95 % CI", "p (Holm)", "effect"),
 )
 COLUMNS = (
     *("kind", "task", "train_size", "metric", "majority", "method", "baseline", "expected", "missing", "failed"),
@@ -23,12 +24,14 @@ COLUMNS = (
     *("p_holm", "effect", "wins", "ties", "losses", "trained", "total", "delta_bytes", "seconds", "peak_memory_bytes"),
 )
 # Signs that backslashes do not keep apart everywhere (a cell's end), by what Markdown shows in their place.
-REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;"}
+_REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;"}
+_MARKUP = frozenset("*_[]{}~#$!")
 NOTES = (
-    "Scores are fractions; diff is the mean difference to {baseline} in points (100 x a fraction), paired by seed, with"
-    " its 95 % bootstrap interval (too narrow with few seeds: it holds the mean of normal differences in 75 % of cases"
-    " with 3 seeds, 83 % with 5, 90 % with 10); p is the sign-flip permutation test's, corrected after Holm over the"
-    " methods of its table (not over tables); effect is the mean difference over its standard deviation."
+    "Scores are fractions; diff is the mean difference to {baseline} in points (100 x a fraction) over the pairs, the"
+    " seeds that both have, with its 95 % bootstrap interval (too narrow with few seeds: it holds the mean of normal"
+    " differences in 75 % of cases with 3 seeds, 83 % with 5, 90 % with 10); p is the sign-flip permutation test's,"
+    " corrected after Holm over the methods of its table (not over tables); effect is the mean difference over its"
+    " standard deviation."
 )
 
 
@@ -43,15 +46,15 @@ def table_text(comparison: Comparison) -> str:
 
 def markdown_tables(comparison: Comparison) -> str:
     """Return the verdicts as a list and a GitHub table per block; names stay text, whatever signs they hold."""
-    parts = ["\n".join(f"- {_escaped(sentence)}" for sentence in comparison.verdicts)]
+    parts = ["\n".join(f"- {escaped(sentence)}" for sentence in comparison.verdicts)]
     for block in comparison.blocks:
         lines = _lines(block)
         rule = ["---", *(["---:"] * (len(HEAD) - 1))]
-        rows = [lines[0], rule, *([_escaped(cell) for cell in line] for line in lines[1:])]
+        rows = [lines[0], rule, *([escaped(cell) for cell in line] for line in lines[1:])]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"### {_escaped(block.title)}\n\n{_escaped(_about(block))}\n\n{table}")
+        parts.append(f"### {escaped(block.title)}\n\n{escaped(_about(block))}\n\n{table}")
     if comparison.blocks:
-        parts.append(_escaped(_notes(comparison)))
+        parts.append(escaped(_notes(comparison)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -73,8 +76,15 @@ def _csv_row(block: Block, entry: Entry, baseline: str) -> list[object]:
     found, pairs = entry.summary, entry.difference
     numbers = (pairs.mean, pairs.low, pairs.high, pairs.p, pairs.p_holm, pairs.effect) if pairs else (None,) * 6
     return [
-        *(block.kind, block.task, "all" if block.train_size is None else block.train_size, block.metric),
-        *(_number(block.majority), entry.method, baseline, entry.expected, entry.missing, found.failed),
+        *(block.kind, as_text(block.task), "all" if block.train_size is None else block.train_size, block.metric),
+        *(
+            _number(block.majority),
+            as_text(entry.method),
+            as_text(baseline),
+            entry.expected,
+            entry.missing,
+            found.failed,
+        ),
         *(found.at_majority if block.kind == "task" else "", found.n),
         *(_number(value) for value in (found.mean, found.std, found.minimum, found.maximum, found.iqm)),
         pairs.n if pairs else "",
@@ -117,6 +127,7 @@ def _line(entry: Entry, block: Block) -> list[str]:
     scores = (found.mean, found.std, found.minimum, found.maximum, found.iqm)
     line = [entry.method, str(found.n), *("-" if value is None else f"{value:.4f}" for value in scores)]
     line += [str(found.failed), str(found.at_majority) if block.kind == "task" else "-"]
+    line += ["-" if pairs is None else str(pairs.n)]
     if pairs is None or pairs.mean is None:
         return [*line, "-", "-", "-", "-"]
     ends = "-" if pairs.low is None or pairs.high is None else f"{_points(pairs.low)} to {_points(pairs.high)}"
@@ -145,6 +156,7 @@ def _plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
-def _escaped(text: str) -> str:
-    """Return the text for Markdown: what would start HTML, another cell or emphasis is shown as it is."""
-    return "".join(REFERENCES.get(sign, f"\\{sign}" if sign in "*_[]~#" else sign) for sign in _plain(text))
+def escaped(text: str) -> str:
+    """Return `text` on one line, with nothing in it that a Markdown reader would act on: names stay as they are."""
+    signs = _plain(" ".join(text.split()))
+    return "".join(_REFERENCES.get(sign, f"\\{sign}" if sign in _MARKUP else sign) for sign in signs)

@@ -19,7 +19,7 @@ class Entry:
     summary: Summary
     difference: Difference | None  # to the baseline; None for the baseline itself
     expected: int  # cells that the grid has here
-    missing: int  # of them not finished yet, or finished without this set
+    missing: int  # of them not finished yet, finished without this set, or measured on another part of it
     trained: int  # entries that train
     total: int
     delta_bytes: float | None  # means over seeds

@@ -1,6 +1,7 @@
 """Verdicts: what the tables of a comparison allow to say, in sentences that claim no more than the numbers carry.
 
-A method "beats" the baseline where its p, corrected after Holm, is below 5 % and the 95 % interval leaves out 0. Else
+A method "beats" the baseline where its p, corrected after Holm, is below 5 % and the 95 % interval, if the differences
+varied at all, leaves out 0. Else
 no difference could be shown; and where so few seeds could not have shown any, that is what is said.
 """
 
@@ -18,9 +19,14 @@ LEVEL = 0.05
 Standing = Literal["beats", "beaten", "equal", "open", "powerless", "single", "none", "unlearned"]
 
 
-def verdicts(baseline: str, blocks: Sequence[Block], cells: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the sentences: what is missing, the means over tasks, then table by table. Points are 100 x a fraction."""
-    found = list(_completeness(cells))
+def verdicts(
+    baseline: str, blocks: Sequence[Block], cells: Mapping[str, int], uneven: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the sentences: what is missing, what is `uneven`, the means over tasks, then table by table.
+
+    Points are 100 x a fraction.
+    """
+    found = [*_completeness(cells), *uneven]
     if not cells.get("done", 0):
         return tuple(found)
     if all(entry.method == baseline for block in blocks for entry in block.entries):
@@ -30,6 +36,7 @@ def verdicts(baseline: str, blocks: Sequence[Block], cells: Mapping[str, int]) -
         if block.kind == "mean":
             tasks = [other for other in blocks if other.kind == "task" and other.train_size == block.train_size]
             found += _over_tasks(baseline, block, tasks, _examples(block, sizes))
+    found += _by_chance(blocks)
     for block in blocks:
         if block.kind != "mean":
             found += _on(baseline, block, block.task + _examples(block, sizes))
@@ -49,11 +56,12 @@ def standing(entry: Entry, block: Block) -> Standing:
         return "none"
     if all(_at_level(one, block) for one in block.entries if one is entry or one.difference is None):
         return "unlearned"
-    if found.p_holm is None or found.low is None or found.high is None:
+    if found.p_holm is None:
         return "single"
     if found.ties == found.n:
         return "equal"
-    if found.p_holm < LEVEL and (found.low > 0 or found.high < 0):
+    sure = found.low is None or found.high is None or found.low > 0 or found.high < 0
+    if found.p_holm < LEVEL and sure:
         return "beats" if found.mean > 0 else "beaten"
     return "powerless" if best_p(entry, block) >= LEVEL else "open"
 
@@ -108,6 +116,18 @@ def _over_tasks(baseline: str, block: Block, tasks: Sequence[Block], examples: s
             f"{entry.method} {' and '.join(where)} of {len(tasks)} tasks{examples}; {_of_mean(baseline, entry, block)}."
         )
     yield from _sentences(baseline, block, single, f"the {block.task}{examples}")
+
+
+def _by_chance(blocks: Sequence[Block]) -> Iterator[str]:
+    """Yield how many tables something was shown in, and in how many it could have been: each is tested by itself."""
+    stands = [{standing(entry, block) for entry in block.entries} for block in blocks]
+    shown = sum(not found.isdisjoint(("beats", "beaten")) for found in stands)
+    tested = sum(not found.isdisjoint(("beats", "beaten", "open")) for found in stands)
+    if shown and tested > 1:
+        yield (
+            f"{shown} of {tested} tables that were tested show a difference; each is tested at 5 % by itself, so where "
+            "no method differed, one in twenty would still show one."
+        )
 
 
 def _of_mean(baseline: str, entry: Entry, block: Block) -> str:
@@ -193,7 +213,9 @@ def _numbers(found: Difference) -> str:
 
 
 def _mean_and_interval(found: Difference) -> str:
-    ends = "" if found.low is None or found.high is None else f", 95 % CI {_points(found.low)} to {_points(found.high)}"
+    ends = " with every seed" if found.n > 1 else ""
+    if found.low is not None and found.high is not None:
+        ends = f", 95 % CI {_points(found.low)} to {_points(found.high)}"
     mean = _points(found.mean or 0.0)
     return f"{'+' if float(mean) > 0 else ''}{mean} points{ends}"
 

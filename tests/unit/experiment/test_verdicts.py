@@ -166,10 +166,28 @@ def test_the_mean_over_tasks_comes_before_the_tasks() -> None:
     found = said(rows)
     assert found[0].startswith("lora beats full on 1 of 2 tasks at 500 examples; ")
     assert "no difference to full can be shown on the mean (mean +0.5 points, 95 % CI " in found[0]
-    assert [sentence.split(" at 500")[0] for sentence in found[1:]] == [
+    assert found[1] == (
+        "1 of 3 tables that were tested show a difference; each is tested at 5 % by itself, so where no method "
+        "differed, one in twenty would still show one."
+    )
+    assert [sentence.split(" at 500")[0] for sentence in found[2:]] == [
         "lora beats full on rte",
         "lora: no difference to full can be shown on mrpc",
     ]
+
+
+def test_differences_that_are_all_equal_count_by_the_test_alone() -> None:
+    six = said(made_rows("rte", {"full": [0.5, 0.6, 0.7] * 2, "lora": [0.52, 0.62, 0.72] * 2}))
+    assert six == (
+        "lora beats full on rte at 500 examples: mean +2.0 points with every seed, n = 6 seeds, p = 0.031 after Holm.",
+    )
+    two = said(made_rows("rte", {"full": [0.5, 0.6], "lora": [0.52, 0.62]}))
+    assert "n = 2 seeds cannot show a difference" in two[0]
+    assert two[0].endswith("Seen: lora +2.0 points with every seed.")
+
+
+def test_one_table_alone_is_not_one_of_many() -> None:
+    assert not any("by itself" in sentence for sentence in said(made_rows("rte", {"full": BASE, "lora": plus(GAINS)})))
 
 
 def test_tasks_won_and_lost_are_both_told() -> None:

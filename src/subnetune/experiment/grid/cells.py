@@ -21,7 +21,8 @@ from subnetune.experiment.rundir import read_json
 Stage = Literal["search", "run"]
 # What changes where or how fast a cell runs, not what comes out (threads: the last digits, if anything).
 OF_METHODS = frozenset(("keep", "cycle", "peft_config"))  # options that some methods have
-_FILES = ("train_file", "dev_file", "peft_config")
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece", "bpe")
+FILES = ("train_file", "dev_file", "peft_config")
 NOT_IN_HASH = frozenset(("output", "resume", "data_dir", "threads", "save_steps", "eval_batch_size", "track"))
 
 
@@ -70,7 +71,7 @@ class Cell:
             found["model"] = model_digest(str(model))
         elif model.is_absolute():
             found["model"] = model.name
-        for name in _FILES:
+        for name in FILES:
             if found.get(name):
                 found[name] = file_digest(str(found[name]))
         return found
@@ -78,7 +79,7 @@ class Cell:
     @property
     def here(self) -> bool:
         """Whether what counts by its content is here. Where it is not, the name is another than it was with it."""
-        files = [Path(str(self.values[name])) for name in _FILES if self.values.get(name)]
+        files = [Path(str(self.values[name])) for name in FILES if self.values.get(name)]
         model = Path(str(self.values.get("model", "")))
         return (model.is_dir() or not model.is_absolute()) and all(file.is_file() for file in files)
 
@@ -95,7 +96,7 @@ class Cell:
 
 @functools.cache
 def model_digest(folder: str) -> str:
-    """Return the name and a sha256 of a model's folder: of its configuration and all of its weights.
+    """Return the name and a sha256 of a model's folder: of its configuration, tokenizer and all of its weights.
 
     All of them, at a GB or two a second: a merged delta or a priming may move a few entries anywhere in a file.
     """
@@ -103,7 +104,7 @@ def model_digest(folder: str) -> str:
     for path in sorted(Path(folder).iterdir()):
         if path.name == "config.json":
             digest.update(path.read_bytes())
-        elif path.suffix in (".safetensors", ".bin"):
+        elif path.suffix in (".safetensors", ".bin") or path.name.startswith(_TOKENIZER):
             with path.open("rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return f"{Path(folder).resolve().name}:{digest.hexdigest()[:16]}"

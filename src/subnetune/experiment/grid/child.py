@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from subnetune.core.errors import SubnetuneError
 from subnetune.core.files import atomic_write
 from subnetune.experiment.config import RunConfig, build_recipe, load_config
-from subnetune.experiment.grid.cells import Cell, describe_cell
+from subnetune.experiment.grid.cells import FILES, NOT_IN_HASH, Cell, describe_cell
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.memory import PeakMemory
@@ -111,11 +111,16 @@ def _begin(cell: Cell, run: RunDir, threads: int) -> RunConfig:
     Its name is the hash of what decides the result, so a run that was begun elsewhere may go on here, with the paths
     that files have here; what only changes the last digits stays as it was begun.
     """
+    from subnetune.experiment.session import check_same_options
+
     keeps: dict[str, Any] = {"threads": cell.values.get("threads", threads)}
-    if run.config.is_file():
-        begun = load_config(run.config, {})
+    begun = load_config(run.config, {}) if run.config.is_file() else None
+    if begun is not None:
         keeps = {"threads": begun.threads, "eval_batch_size": begun.eval_batch_size}
     config = cell.config(output=str(run.path), resume=True, **keeps)
+    if begun is not None:  # what a card filled in when it was begun may be another value by now
+        free = NOT_IN_HASH | {"model", *FILES}  # their contents are in the name
+        check_same_options(run.path, begun.values(), config.values(), free)
     run.path.mkdir(parents=True, exist_ok=True)
     text = config.to_yaml().encode()
     if not run.config.is_file() or run.config.read_bytes() != text:
@@ -136,10 +141,12 @@ def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, data: 
 
         try:
             analyse_run(run, config, deep=cell.analyse)
-        except SubnetuneError as error:  # not every model can be looked into; its scores stand
+        except Exception as error:  # not every model can be looked into, nor in what memory is left: its scores stand
             if of_the_machine(error) is not None:
                 raise
-            found["skipped"]["analysis"] = str(error)
+            traceback.print_exc()
+            known = isinstance(error, SubnetuneError)
+            found["skipped"]["analysis"] = str(error) if known else f"{type(error).__name__}: {error}"
     return found
 
 
@@ -155,14 +162,22 @@ def _elsewhere(grid: GridConfig, config: RunConfig, run: RunDir) -> dict[str, An
     probes: Evaluation
     transfer, skipped = transfer_scores(model, tokenizer, config, grid.transfer, grid.max_transfer)
     probes, more = probe_scores(model, tokenizer, config, grid.probes, grid.max_transfer)
-    return {"transfer": transfer, "probes": probes, "skipped": said_together(skipped, more)}
+    return {
+        "transfer": transfer,
+        "probes": probes,
+        "skipped": said_together(skipped, more),
+        "max_transfer": grid.max_transfer,
+    }
 
 
 def _settings(
     config: RunConfig, run: RunDir, trained: RunResult, environment: dict[str, Any], examples: int
 ) -> dict[str, Any]:
     """Return what `rows.SETTINGS` names: what was asked, and what it came to in this run."""
-    names = ("lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "clip", "max_length", "threads")
+    names = (
+        *("lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "clip", "max_length", "threads"),
+        *("accumulate", "policy", "gradients"),
+    )
     recipe = build_recipe(config)
     return {
         **{name: getattr(config, name) for name in names},
@@ -172,6 +187,7 @@ def _settings(
         "dropout": _dropout(config),
         "precision": "bf16" if config.bf16 else "fp32",
         "engine": str(environment["engine"]).partition(":")[0],
+        "with": " ".join(map(str, config.with_)) or None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from subnetune.core.errors import DataError, MissingDataError, UsageError
-from subnetune.experiment.grid.cells import Cell, Group, values_of
+from subnetune.experiment.grid.cells import Cell, Group, search_of, settings_of, values_of
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.session import load_data
 from subnetune.experiment.transfer import reason, said_together
@@ -29,6 +29,25 @@ def left_out(grid: GridConfig) -> dict[str, str]:
                 except MissingDataError as error:
                     found[find_task(name).name] = prefix + reason(error)
     return said_together(*absent)
+
+
+def _short_searches(grid: GridConfig, task: str, found: int) -> list[str]:
+    """Return what is wrong with searches: they too take a train size, of what they do not hold out."""
+    searches = [
+        search
+        for method in grid.methods
+        if len(settings_of(grid, method)) > 1 and (search := search_of(grid, method)) is not None
+    ]
+    holdout = max((search.holdout for search in searches), default=None)
+    if holdout is None:
+        return []
+    left = found - round(holdout * found)
+    return [
+        f"{task} has {left} training examples beside the {holdout:g} that a search holds out, fewer than train_size "
+        f"{size}; lower holdout"
+        for size in grid.train_size
+        if size is not None and left < size <= found
+    ]
 
 
 def check_examples(grid: GridConfig) -> None:
@@ -60,6 +79,7 @@ def check_examples(grid: GridConfig) -> None:
             for size in grid.train_size
             if size is not None and size > found
         ]
+        short += _short_searches(grid, task, found)
     if absent:
         raise MissingDataError("\n".join(absent))
     if short:

@@ -6,7 +6,7 @@ cells/NAME/            a run directory, see RunDir; and in it:
     memory.json        how much memory its training took
     result.json        what it came to, written last: the cell is done or failed, and is not run again
     analysis/          what `subnetune.experiment.analysis` found, JSON and npz
-locks/NAME             who works on a cell
+locks/NAME             who works on a cell; gone when nobody does
 logs/NAME.log          what the cell's processes have said
 journal.jsonl          a line for each start and each end of a cell
 report.html, report.md, results.csv, statistics.csv     what `report` writes
@@ -44,8 +44,9 @@ class CellResult:
     `evaluation`: what predicting the most frequent training class (for scores: their mean) would have. `transfer` and
     `probes` have metrics per task (and split: `mnli/dev_matched`), `skipped` the reasons why a set was left out.
     `settings` are the options that matter for comparing: lr, epochs, batch_size, schedule, warmup, weight_decay, clip,
-    dropout, steps, train_examples, max_length, keep, precision, engine, threads. `peak_memory_bytes` is beyond the
-    process before the model was loaded. A failed cell has `error` and nothing else that counts.
+    dropout, steps, train_examples, max_length, keep, precision, engine, threads, accumulate, policy, gradients, with.
+    `max_transfer` is the grid's when transfer sets and probes were measured. `peak_memory_bytes` is beyond the process
+    before the model was loaded. A failed cell has `error` and nothing else that counts.
     """
 
     state: State
@@ -56,6 +57,7 @@ class CellResult:
     transfer: Evaluation = field(default_factory=dict)
     probes: Evaluation = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    max_transfer: int | None = None
     trained: int = 0
     total: int = 0
     delta_bytes: int = 0
@@ -193,7 +195,7 @@ class GridFolder:
         """Return the setting that a group's search chose ({} where there is none); None while it is not finished.
 
         The best mean over the search's seeds; of equals the first in the order of the search. A setting with a failed
-        cell counts as the worst.
+        cell counts as the worst; where every setting has one, nothing is chosen, and None it stays.
         """
         cells = search_cells(grid, group)
         if not cells:
@@ -211,4 +213,6 @@ def best_setting(cells: Sequence[Cell], results: Sequence[CellResult | None]) ->
         scores.setdefault(repr(dict(cell.setting)), []).append(result.value if good else -math.inf)  # type: ignore[arg-type, union-attr]
     means = {key: sum(values) / len(values) for key, values in scores.items()}
     best = max(means, key=lambda key: means[key])  # the first of equals: dicts keep the order
+    if means[best] == -math.inf:
+        return None
     return next(dict(cell.setting) for cell in cells if repr(dict(cell.setting)) == best)

@@ -55,8 +55,13 @@ def work(pipe: Connection, folder: GridFolder, grid: GridConfig, cell: Cell, thr
     faulthandler.enable(file=2)  # a crash says in the log where
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # the tokenizer's
     line = Line(pipe)
+
+    def lost() -> None:
+        folder.note("lost", cell)
+        os._exit(HELD)  # another machine took us for dead, and works in the folder now
+
     try:
-        claim = take(folder.lock(cell))
+        claim = take(folder.lock(cell), lost)
         if claim is None:
             sys.exit(HELD)
         with claim:

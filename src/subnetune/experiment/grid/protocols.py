@@ -94,6 +94,9 @@ def with_protocol(values: Mapping[str, Any]) -> dict[str, Any]:
     below = protocol(name)
     options: dict[str, dict[str, Any]] = below.pop("of_methods", {})
     said = values.get("search")
+    if "search" in values and said is None:  # no search at all, of what a protocol adds for a method neither
+        for entry in options.values():
+            entry.pop("search", None)
     if isinstance(said, Mapping):  # for all methods: it wins
         for entry in options.values():
             entry["search"] = {name: tried for name, tried in entry.get("search", {}).items() if not said.get(name)}

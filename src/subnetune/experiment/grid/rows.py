@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from subnetune.experiment.grid.cells import Cell, Group, groups, run_cells
+from subnetune.experiment.grid.cells import Cell, Group, groups, run_cells, search_cells
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.places import without_folders
+from subnetune.experiment.sheets import as_text
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,25 @@ def rows(folder: GridFolder, grid: GridConfig | None = None) -> list[Row]:
     for group in groups(grid):
         setting = folder.chosen(grid, group)
         if setting is None:
-            found += [Row(group, seed, "", None, {}) for seed in grid.seeds_of(group.task)]
+            result = _without_setting(folder, grid, group)
+            found += [Row(group, seed, "", result, {}) for seed in grid.seeds_of(group.task)]
             continue
         found += [_row(folder, cell) for cell in run_cells(grid, group, setting)]
     return found
 
 
+def _without_setting(folder: GridFolder, grid: GridConfig, group: Group) -> CellResult | None:
+    """Return what becomes of runs whose search chose nothing: failed where it is finished, None where it is not."""
+    results = [folder.result(cell) for cell in search_cells(grid, group)]
+    if any(result is None for result in results):
+        return None
+    first = next((result.error for result in results if result is not None and result.error), None) or {}
+    said = f"no setting of its search could be run; the first: {first.get('type', '')}: {first.get('message', '')}"
+    return CellResult("failed", error={"type": "Search", "message": said})
+
+
 def search_rows(folder: GridFolder, grid: GridConfig | None = None) -> list[Row]:
     """Return a row for each cell of the searches: what was tried on held-out training data."""
-    from subnetune.experiment.grid.cells import search_cells
-
     grid = grid or folder.grid()
     return [_row(folder, cell) for group in groups(grid) for cell in search_cells(grid, group)]
 
@@ -63,7 +73,7 @@ def _row(folder: GridFolder, cell: Cell) -> Row:
 # The settings that every row records, so that no comparison hides an unequal budget.
 SETTINGS = (
     *("lr", "keep", "epochs", "steps", "train_examples", "batch_size", "schedule", "warmup", "weight_decay", "clip"),
-    *("dropout", "max_length", "precision", "engine", "threads"),
+    *("dropout", "max_length", "precision", "engine", "threads", "accumulate", "policy", "gradients", "with"),
 )
 
 
@@ -90,13 +100,21 @@ def _cells(row: Row, scores: Iterable[str]) -> list[object]:
     level = next(iter(result.majority.values()), {}).get(result.metric)
     done = row.state == "done"
     return [
-        *(task, method, "all" if size is None else size, row.seed, row.state, result.metric, _number(row.value)),
+        *(
+            as_text(task),
+            as_text(method),
+            "all" if size is None else size,
+            row.seed,
+            row.state,
+            result.metric,
+            _number(row.value),
+        ),
         *(_number(level), str(result.at_majority).lower() if done else ""),
         *(_number(known.get(name)) for name in scores),
         *(result.settings.get(name, row.setting.get(name, "")) for name in SETTINGS),
         *((result.trained, result.total, result.delta_bytes) if done else ("", "", "")),
         *((result.seconds, result.peak_memory_bytes) if done else ("", "")),
-        without_folders(f"{result.error['type']}: {result.error['message']}") if result.error else "",
+        as_text(without_folders(f"{result.error['type']}: {result.error['message']}")) if result.error else "",
         row.name,
     ]
 

@@ -6,16 +6,9 @@ import re
 from collections.abc import Iterator
 
 from subnetune.experiment.comparison import Comparison, markdown_tables
-from subnetune.experiment.comparison_text import REFERENCES
+from subnetune.experiment.comparison_text import escaped
 from subnetune.experiment.report.page import Page
 from subnetune.experiment.report.table import Column, Table, Value
-
-_MARKUP = frozenset("*_[]{}~#$!")
-
-
-def escaped(text: str) -> str:
-    """Return `text` on one line, with nothing in it that a Markdown reader would act on: names stay as they are."""
-    return "".join(REFERENCES.get(sign, f"\\{sign}" if sign in _MARKUP else sign) for sign in " ".join(text.split()))
 
 
 def markdown_text(page: Page, comparison: Comparison) -> str:

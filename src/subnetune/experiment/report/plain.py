@@ -114,6 +114,7 @@ def _result(run: _Run) -> CellResult | None:
         "train_examples": config.max_train,
         "precision": "bf16" if config.bf16 else "fp32",
         "engine": str(environment.get("engine", "")).partition(":")[0],
+        "with": " ".join(map(str, config.with_)),
     }
     names = ("metric", "value", "evaluation", "trained", "total", "delta_bytes", "seconds")
     settings = {name: value for name, value in (known | measured).items() if value not in (None, "")}

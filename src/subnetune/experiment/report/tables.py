@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from subnetune.experiment.comparison import Block, Comparison, Entry
 from subnetune.experiment.grid.rows import SETTINGS
@@ -75,7 +76,11 @@ def scores_table(comparison: Comparison) -> Table:
         Column("max", "number"),
         Column("IQM", "number", "interquartile mean: the mean of the middle half"),
         Column("failed", "number", "runs that ended with an error; they have no score"),
-        Column("missing", "number", "runs that are not finished yet"),
+        Column(
+            "missing",
+            "number",
+            "runs that are not finished yet, or were measured without this set, or on another part of it",
+        ),
         Column(
             "no better",
             "number",
@@ -201,12 +206,18 @@ def budget_table(comparison: Comparison) -> Table:
         shown = [entry.settings.get(name) for name in names]
         values = [Value(_setting(v), v if isinstance(v, int | float) else None if v is None else str(v)) for v in shown]
         lines.append(_line(block, entry, *values))
-    columns = (*_GROUP, *(Column(name.replace("_", " "), "number") for name in names))
+    kinds = [_kind(line.values[place] for line in lines) for place in range(len(_GROUP), len(_GROUP) + len(names))]
+    columns = (*_GROUP, *(Column(name.replace("_", " "), kind) for name, kind in zip(names, kinds, strict=True)))
     said = ", ".join(f"{name.replace('_', ' ')} {_setting(value)}" for name, value in shared.items())
     note = f"The same in every finished run: {said}." if said else ""
     if names:
         note = f"{note} A dash: not known yet, or not the same in all runs of the row.".strip()
     return say_once(Table("budget", "Budget and settings", columns, tuple(lines), note, filtered=True), *_ONCE)
+
+
+def _kind(values: Iterable[Value]) -> Literal["text", "number"]:
+    """Return how a column of settings is sorted: a schedule's name is no number."""
+    return "text" if any(isinstance(value.sort, str) for value in values) else "number"
 
 
 def _setting(value: object) -> str:

@@ -15,6 +15,7 @@ from subnetune.experiment.grid.cells import (
     Group,
     describe_cell,
     groups,
+    model_digest,
     read_cell,
     run_cells,
     search_cells,
@@ -88,10 +89,15 @@ def test_files_and_folders_count_by_content_not_by_place(tmp_path: Path) -> None
         found = grid(tasks={"rte": own_files(root)}, model=str(model))
         return one(found)
 
+    (tmp_path / "empty" / "model").mkdir(parents=True)
     first = cell(tmp_path / "a", "sentence,label\n", b"0" * 200_000)
     assert cell(tmp_path / "b", "sentence,label\n", b"0" * 200_000).name == first.name
     assert cell(tmp_path / "c", "sentence,label\nx,y\n", b"0" * 200_000).name != first.name
     assert cell(tmp_path / "d", "sentence,label\n", b"0" * 199_999 + b"1").name != first.name
+    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / name).write_text("{}")
+        assert model_digest(str(tmp_path / name / "model")) != model_digest(str(tmp_path / "empty" / "model"))
     absent = one(grid(model=str(tmp_path / "gone" / "model")))
     assert (absent.identity()["model"], absent.here, first.here) == ("model", False, True)
 

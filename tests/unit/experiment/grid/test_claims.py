@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -111,20 +112,84 @@ def test_the_holder_touches_its_claim(lock: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "here"'], ids=["empty", "half", "list", "cut"])
-def test_what_a_dying_writer_left_holds_nothing(lock: Path, content: str) -> None:
+def test_what_a_dying_writer_left_holds_nothing_for_long(
+    lock: Path, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "SETTLE", 0.01)
     lock.parent.mkdir()
     lock.write_text(content)
     assert holder(lock) is None
+    assert not is_free(lock)  # another machine may be writing it
+    assert take(lock) is None
+    touched = time.time() - claims.FRESH - 5
+    os.utime(lock, (touched, touched))
     assert is_free(lock)
+    with take(lock) or pytest.fail("it is free"):
+        assert holder(lock) is not None
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("released", [False, True], ids=["new", "released"])
+def test_of_machines_whose_locks_do_not_meet_one_takes_a_free_claim(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, links: bool, released: bool
+) -> None:
+    """Threads stand for machines: each believes that it has the lock, and that the others are somewhere else."""
+    names = {}
+    monkeypatch.setattr(claims.fcntl, "flock", lambda descriptor, how: None)
+    monkeypatch.setattr(claims, "machine", lambda: names[threading.get_ident()])
+    if not links:
+        monkeypatch.setattr(claims.os, "link", lambda *_: raising(PermissionError("no links")))
+    if released:
+        names[threading.get_ident()] = "one"
+        (take(lock) or pytest.fail("it is free")).release()
+    together, taken = threading.Barrier(8), []
+
+    def machine(number: int) -> None:
+        names[threading.get_ident()] = f"machine {number}"
+        together.wait()
+        taken.append(take(lock))
+
+    threads = [threading.Thread(target=machine, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 8
+    assert sum(claim is not None for claim in taken) == 1
+    names[threading.get_ident()] = "one"
+    for claim in taken:
+        if claim is not None:
+            claim.release()
+    assert {path.name for path in lock.parent.iterdir()} == {f".{lock.name}.lock"}
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+def test_a_holder_that_was_taken_for_dead_is_told_and_leaves_its_successor_alone(
+    lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "HEARTBEAT", 0.01)
+    told = threading.Event()
+    claim = take(lock, lost=told.set)
+    assert claim is not None
+    assert not told.wait(0.1)
+    lock.unlink()
+    of_another_machine(lock, age=0)
+    assert told.wait(10)
+    claim.release()
+    assert holder(lock) == ("far", 1, True)
 
 
 def test_a_lock_that_is_removed_while_it_is_taken_is_not_taken(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = claims.fcntl.flock
+    guard = lock.with_name(f".{lock.name}.lock")
 
     def flock(descriptor: int, how: int) -> None:
         real(descriptor, how)
-        lock.unlink()
-        lock.write_text("")  # another file by the same name
+        guard.unlink()
+        guard.write_text("")  # another file by the same name
 
     monkeypatch.setattr(claims.fcntl, "flock", flock)
     assert take(lock) is None

@@ -15,7 +15,7 @@ from subnetune.core.errors import CheckpointError
 from subnetune.experiment.config import load_config
 from subnetune.experiment.grid import child
 from subnetune.experiment.grid.cells import Cell, groups, read_cell, run_cells
-from subnetune.experiment.grid.child import of_the_machine, run_cell
+from subnetune.experiment.grid.child import forget, of_the_machine, run_cell
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.rows import SETTINGS
@@ -149,3 +149,34 @@ def test_what_the_machine_refuses_is_no_result(
         result = run_cell(folder, grid, cell, threads=1)
         assert result.error == {"type": type(error).__name__, "message": str(error)}
         assert folder.result(cell) == result
+
+
+def test_an_analysis_that_fails_leaves_the_scores(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("subnetune.experiment.analysis.analyse_run", fail)
+    folder, cell, result = run(analyse="all")
+    assert (result.state, result.skipped) == ("done", {"analysis": "RuntimeError: CUDA out of memory"})
+    assert result.value is not None
+    assert folder.result(cell) == result
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_cell_that_was_begun_under_other_defaults_does_not_go_on(root: Path, tmp_path: Path) -> None:
+    """What a card fills in is no part of the name: a release may have changed it since."""
+    grid = GridConfig.from_values(grid_values(root))
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+    config = folder.run(cell).config
+    config.parent.mkdir(parents=True)
+    text = cell.config(threads=1, output="elsewhere", resume=True, warmup=0.5).to_yaml()
+    config.write_text(text)
+    result = run_cell(folder, grid, cell, threads=2)
+    assert (result.state, result.error and result.error["type"]) == ("failed", "UsageError")
+    assert config.read_text() == text
+    forget(folder, cell)  # as `--retry-failed` does
+    assert run_cell(folder, grid, cell, threads=2).state == "done"

@@ -69,3 +69,15 @@ def test_a_set_besides_that_is_malformed_is_an_error(root: Path) -> None:
     put(root / "QQP" / "dev.tsv", 3)
     with pytest.raises(DataError, match="no column 'question1'|no column 'is_duplicate'"):
         left_out(grid(root, transfer=["qqp"]))
+
+
+def test_a_train_size_beyond_what_a_search_leaves_is_refused(root: Path) -> None:
+    search = {"lr": [1e-4, 1e-3], "holdout": 0.5}
+    check_examples(grid(root, train_size=[6, "all"], search=search))
+    check_examples(grid(root, train_size=[7], search={"holdout": 0.5}))  # nothing to choose between
+    with pytest.raises(UsageError) as error:
+        check_examples(grid(root, train_size=[6, 7, 13], search=search))
+    assert str(error.value).splitlines() == [
+        "rte has 12 training examples, fewer than train_size 13; write `all` for the whole file",
+        "rte has 6 training examples beside the 0.5 that a search holds out, fewer than train_size 7; lower holdout",
+    ]

@@ -15,6 +15,7 @@ from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.live import Display, cell_name, duration, seconds_left, state_line, table
 from subnetune.experiment.grid.plan import Plan
+from subnetune.experiment.grid.rows import rows
 from subnetune.experiment.grid.workers import retry_failed
 
 
@@ -74,9 +75,11 @@ def test_failed_cells_are_open_again_when_asked(folder: GridFolder) -> None:
     for cell in plan.open():
         folder.write_result(cell, FAILED)
     plan.refresh()
-    folder.write_result(plan.open()[0], done(0.5))
-    plan.refresh()
-    assert len(plan.failed()) == 4
+    assert (plan.open(), len(plan.failed()), len(plan.waiting)) == ([], 4, 2), "nothing was chosen: nothing is run"
+    said = "no setting of its search could be run; the first: NumericError: the loss is nan in step 3"
+    assert [row.result for row in rows(folder, found)] == [
+        CellResult("failed", error={"type": "Search", "message": said})
+    ] * 4
     assert retry_failed(plan) == 4
     assert [cell.stage for cell in plan.open()] == ["search"] * 4
     assert not any(folder.cell(cell).exists() for cell in plan.open())

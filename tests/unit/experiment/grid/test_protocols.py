@@ -131,6 +131,13 @@ def test_a_sweep_searches_rates_and_the_methods_own_fractions(methods: Any, meth
     assert len(settings) == len(RATES) * len(keeps or [None])
 
 
+def test_a_sweep_without_a_search_searches_for_no_method() -> None:
+    found = grid("sweep", search=None)
+    assert [settings_of(found, method) for method in found.methods] == [[{}]] * len(found.methods)
+    own = grid("sweep", search=None, methods={"full": {}, "child-tuning-d": {"search": {"keep": [0.1, 0.2]}}})
+    assert [len(settings_of(own, method)) for method in own.methods] == [1, 2], "what a method asks for stays"
+
+
 def test_fractions_are_those_of_methods_that_have_one() -> None:
     assert all("keep" in METHODS[name].options for name in KEEPS)
 

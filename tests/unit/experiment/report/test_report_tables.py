@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from made_rows import made_row
 from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
 from subnetune.experiment.comparison import compare_rows
 from subnetune.experiment.grid.cells import Group
@@ -222,3 +223,12 @@ def test_transfer_sets_and_probes_have_rows_and_what_was_left_out_is_said() -> N
     ]
     assert skipped_lines(rows) == ["snli: no such folder"]
     assert "Train size: 500." in table.note
+
+
+def test_settings_are_sorted_as_what_they_are() -> None:
+    rows = [
+        made_row("rte", method, 1, 0.5, settings={"lr": lr, "schedule": schedule})
+        for method, lr, schedule in (("full", 1e-4, "linear"), ("ulmfit", 1e-3, "slanted"))
+    ]
+    kinds = {column.name: column.kind for column in budget_table(compare_rows(rows, "full")).columns}
+    assert (kinds["lr"], kinds["schedule"]) == ("number", "text")
