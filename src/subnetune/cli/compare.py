@@ -44,6 +44,7 @@ SEARCH = {
     "lr": "Search these learning rates on held-out training data first, such as 1e-4,4e-4.",
     "keep": "Search these fractions too, for the methods that have one.",
     "holdout": "The share of train that the search holds out. Default: 0.3.",
+    "train_size": "Train the search on so many examples at most. Default: as many as the runs.",
 }
 
 
@@ -91,8 +92,8 @@ def _flags(given: Mapping[str, str | None]) -> dict[str, object]:
 def _searched(name: str, text: str) -> object:
     from subnetune.experiment.strict_yaml import parse_value
 
-    if name == "holdout":
-        return parse_value(text, "--search-holdout")
+    if name in ("holdout", "train_size"):
+        return parse_value(text, f"--search-{name.replace('_', '-')}")
     return [parse_value(part.strip(), f"--search-{name}") for part in text.split(",")]
 
 

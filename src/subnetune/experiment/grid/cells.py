@@ -207,6 +207,11 @@ def search_of(grid: GridConfig, label: str) -> Search | None:
         raise UsageError("\n".join(dict.fromkeys(f"methods.{label}: {text}" for text in found))) from None
 
 
+def searched_size(search: Search, train_size: int | None) -> int | None:
+    """Return how many examples a search trains on for runs of `train_size`: never more than they do. None: all left."""
+    return min((size for size in (search.train_size, train_size) if size is not None), default=None)
+
+
 def settings_of(grid: GridConfig, label: str) -> list[dict[str, Any]]:
     """Return what the search of a method tries, in order; [{}] where there is nothing to search."""
     from subnetune.methods import get
@@ -242,6 +247,8 @@ def search_cells(grid: GridConfig, group: Group) -> list[Cell]:
             values.pop("dev_file", None)  # not to be looked at
             if search.max_eval is not None:
                 values["max_eval"] = search.max_eval
+            if (size := searched_size(search, group.train_size)) is not None:
+                values["max_train"] = size
             cells.append(Cell(group, seed, "search", _plain(values), setting, keep=False))
     return cells
 

@@ -123,6 +123,7 @@ class Search(_Strict):
 
     holdout: float = option(0.3, "The share of train that is held out.", "a number in (0, 1)", gt=0, lt=1)
     max_eval: int | None = option(None, "Evaluate on so many drawn of it.", "an integer of at least 1", ge=1)
+    train_size: int | None = option(None, "Train on so many at most; default: as the runs.", "at least 1", ge=1)
     seeds: Annotated[Seeds, BeforeValidator(_seeds)] = option((42,), "Seeds of the search.", "a number or a list")
     lr: Numbers = option((), "Learning rates.", "a list of numbers")
     keep: Numbers = option((), "Fractions that train.", "a list of numbers")

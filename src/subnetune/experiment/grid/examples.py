@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from subnetune.core.errors import DataError, MissingDataError, UsageError
-from subnetune.experiment.grid.cells import Cell, Group, search_of, settings_of, values_of
+from subnetune.experiment.grid.cells import Cell, Group, search_of, searched_size, settings_of, values_of
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.session import load_data
 from subnetune.experiment.transfer import reason, said_together
@@ -38,16 +38,18 @@ def _short_searches(grid: GridConfig, task: str, found: int) -> list[str]:
         for method in grid.methods
         if len(settings_of(grid, method)) > 1 and (search := search_of(grid, method)) is not None
     ]
-    holdout = max((search.holdout for search in searches), default=None)
-    if holdout is None:
-        return []
-    left = found - round(holdout * found)
-    return [
-        f"{task} has {left} training examples beside the {holdout:g} that a search holds out, fewer than train_size "
-        f"{size}; lower holdout"
-        for size in grid.train_size
-        if size is not None and left < size <= found
-    ]
+    said = []
+    for size in grid.train_size:
+        # What the runs themselves lack is said by itself; a search that takes all that is left is never short.
+        wanted = [(s.holdout, searched_size(s, size)) for s in searches] if size is not None and size <= found else []
+        short = [(holdout, least) for holdout, least in wanted if (least or 0) > found - round(holdout * found)]
+        if short:
+            holdout, least = max(short)
+            said.append(
+                f"{task} has {found - round(holdout * found)} training examples beside the {holdout:g} that a search "
+                f"holds out, fewer than train_size {least}; lower holdout, or give the search a train_size"
+            )
+    return said
 
 
 def check_examples(grid: GridConfig) -> None:

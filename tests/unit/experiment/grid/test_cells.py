@@ -157,6 +157,14 @@ def test_a_search_tries_what_the_method_has_and_is_not_given() -> None:
     assert cells[0].name.startswith("search-rte-full-n300-seed42-")
 
 
+def test_a_search_trains_on_no_more_than_it_says_and_than_its_runs() -> None:
+    found = grid(train_size=[300, "all"], search={"lr": [1e-4, 1e-3], "train_size": 1000})
+    for size, least in ((300, 300), (5000, 1000), (None, 1000)):
+        cells = search_cells(found, Group("rte", "full", size))
+        assert [cell.values["max_train"] for cell in cells] == [least, least]
+    assert "max_train" not in next(run_cells(found, Group("rte", "full", None), {})).values
+
+
 def test_a_search_on_own_files_does_not_name_the_dev_file(tmp_path: Path) -> None:
     found = grid(tasks={"rte": own_files(tmp_path)}, search={"lr": [1e-4, 1e-3]})
     assert all("dev_file" not in cell.values for cell in search_cells(found, Group("rte", "full", None)))
