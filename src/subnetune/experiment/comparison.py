@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 from typing import Any, TypeVar
 
 from subnetune.core.errors import UsageError, nearest
 from subnetune.experiment.comparison_text import markdown_tables, statistics_csv, table_text
 from subnetune.experiment.comparison_types import Block, Comparison, Entry
 from subnetune.experiment.grid.rows import SETTINGS, Row
-from subnetune.experiment.result import Evaluation
+from subnetune.experiment.result import Evaluation, no_better
 from subnetune.experiment.statistics import Difference, holm, paired, summarise
 from subnetune.experiment.uneven import measured_alike, uneven
 from subnetune.experiment.verdicts import verdicts
@@ -29,7 +29,7 @@ class _Runs:
     values: Mapping[int, float]
     expected: int
     failed: int
-    at_majority: int = 0
+    low: Collection[int] | None = None  # seeds that learned nothing; None where that is not known
 
 
 def compare_rows(rows: Sequence[Row], baseline: str) -> Comparison:
@@ -74,7 +74,8 @@ def _blocks(rows: Sequence[Row], size: int | None, baseline: str) -> Iterator[Bl
             for name, metric in _sets(found, kind).items():
                 alike = measured_alike(found, kind, name, baseline)
                 other = {m: _other_runs(its, alike, kind, name, metric) for m, its in _by_method(found).items()}
-                yield _block(kind, f"{name} (trained on {task})", size, metric, None, other, baseline)
+                level = _agreed(_levels(row, kind).get(name, {}).get(metric) for row in alike if row.state == "done")
+                yield _block(kind, f"{name} (trained on {task})", size, metric, level, other, baseline)
 
 
 def _block(
@@ -98,16 +99,20 @@ def _entry(method: str, runs: _Runs, difference: Difference | None) -> Entry:
     done = [row.result for row in runs.rows if row.result is not None and row.state == "done"]
     return Entry(
         method=method,
-        summary=summarise(list(runs.values.values()), failed=runs.failed, at_majority=runs.at_majority),
+        summary=summarise(
+            list(runs.values.values()), failed=runs.failed, at_majority=None if runs.low is None else len(runs.low)
+        ),
         difference=difference,
         expected=runs.expected,
         missing=runs.expected - len(runs.values) - runs.failed,
         trained=max((result.trained for result in done), default=0),
         total=max((result.total for result in done), default=0),
         delta_bytes=_mean(result.delta_bytes for result in done),
-        seconds=_mean(result.seconds for result in done),
-        peak_memory_bytes=_mean(result.peak_memory_bytes for result in done),
+        seconds=float(median(result.seconds for result in done)) if done else None,
+        peak_memory_bytes=_mean(found for result in done if (found := result.peak_memory_bytes)),
         settings=_shared_settings(runs.rows),
+        values=dict(sorted(runs.values.items())),
+        low=frozenset(runs.low or ()),
     )
 
 
@@ -116,15 +121,26 @@ def _entry(method: str, runs: _Runs, difference: Difference | None) -> Entry:
 
 def _task_runs(rows: Sequence[Row]) -> _Runs:
     values = {row.seed: row.value for row in rows if row.value is not None}
-    at_majority = sum(row.result is not None and row.state == "done" and row.result.at_majority for row in rows)
-    return _Runs(rows, values, len(rows), _failed(rows), at_majority)
+    at_majority = {r.seed: r.result.at_majority for r in rows if r.result is not None and r.state == "done"}
+    return _Runs(rows, values, len(rows), _failed(rows), _low(at_majority))
 
 
 def _other_runs(rows: Sequence[Row], alike: Sequence[Row], kind: str, name: str, metric: str) -> _Runs:
     """Return the runs by their score elsewhere: on a transfer set, or of a probe; of rows in `alike` alone."""
     found = {row.seed: _elsewhere(row, kind).get(name, {}).get(metric) for row in rows if row in alike}
     values = {seed: value for seed, value in found.items() if value is not None}
-    return _Runs(rows, values, len(rows), _failed(rows))
+    at_majority = {
+        row.seed: no_better(_elsewhere(row, kind)[name], _levels(row, kind).get(name, {}), metric)
+        for row in rows
+        if row in alike and row.seed in values
+    }
+    return _Runs(rows, values, len(rows), _failed(rows), _low(at_majority))
+
+
+def _low(at_majority: Mapping[int, bool | None]) -> list[int] | None:
+    """Return the seeds that learned nothing; None where that is known of none."""
+    known = {seed: low for seed, low in at_majority.items() if low is not None}
+    return [seed for seed, low in known.items() if low] if known else None
 
 
 def _mean_runs(tasks: Sequence[Sequence[Row]]) -> _Runs:
@@ -155,6 +171,16 @@ def _elsewhere(row: Row, kind: str) -> Evaluation:
     return {**{f"{row.group.task}/{split}": metrics for split, metrics in others}, **row.result.transfer}
 
 
+def _levels(row: Row, kind: str) -> Evaluation:
+    """Return what always the same answer scores where `_elsewhere` has scores, as far as it is known."""
+    if row.result is None:
+        return {}
+    if kind == "probe":
+        return row.result.probe_majority
+    own = {f"{row.group.task}/{split}": levels for split, levels in row.result.majority.items()}
+    return {**own, **row.result.transfer_majority}
+
+
 def _sets(rows: Sequence[Row], kind: str) -> dict[str, str]:
     """Return the sets that any run was evaluated on, with the first metric of each."""
     found: dict[str, str] = {}
@@ -179,8 +205,12 @@ def _metric(rows: Sequence[Row]) -> str:
 def _majority(rows: Sequence[Row]) -> float | None:
     """Return the score of always saying the same, if the runs agree on it: they have the same training examples."""
     done = [row.result for row in rows if row.result is not None and row.state == "done"]
-    levels = _unique(next(iter(result.majority.values()), {}).get(result.metric) for result in done)
-    return levels[0] if len(levels) == 1 else None
+    return _agreed(next(iter(result.majority.values()), {}).get(result.metric) for result in done)
+
+
+def _agreed(levels: Iterable[float | None]) -> float | None:
+    known = _unique(level for level in levels if level is not None)
+    return known[0] if len(known) == 1 else None
 
 
 def _shared_settings(rows: Sequence[Row]) -> dict[str, Any]:

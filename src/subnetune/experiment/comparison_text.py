@@ -85,7 +85,7 @@ def _csv_row(block: Block, entry: Entry, baseline: str) -> list[object]:
             entry.missing,
             found.failed,
         ),
-        *(found.at_majority if block.kind == "task" else "", found.n),
+        *("" if found.at_majority is None else found.at_majority, found.n),
         *(_number(value) for value in (found.mean, found.std, found.minimum, found.maximum, found.iqm)),
         pairs.n if pairs else "",
         *(_number(value) for value in numbers),
@@ -126,7 +126,7 @@ def _line(entry: Entry, block: Block) -> list[str]:
     found, pairs = entry.summary, entry.difference
     scores = (found.mean, found.std, found.minimum, found.maximum, found.iqm)
     line = [entry.method, str(found.n), *("-" if value is None else f"{value:.4f}" for value in scores)]
-    line += [str(found.failed), str(found.at_majority) if block.kind == "task" else "-"]
+    line += [str(found.failed), "-" if found.at_majority is None else str(found.at_majority)]
     line += ["-" if pairs is None else str(pairs.n)]
     if pairs is None or pairs.mean is None:
         return [*line, "-", "-", "-", "-"]

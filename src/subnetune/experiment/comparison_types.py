@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,12 @@ class Entry:
     missing: int  # of them not finished yet, finished without this set, or measured on another part of it
     trained: int  # entries that train
     total: int
-    delta_bytes: float | None  # means over seeds
-    seconds: float | None
-    peak_memory_bytes: float | None
+    delta_bytes: float | None  # mean over seeds
+    seconds: float | None  # median: a machine that stood still for a while is no cost of the method
+    peak_memory_bytes: float | None  # mean
     settings: dict[str, Any] = field(default_factory=dict)  # what all its runs share, by the names of rows.SETTINGS
+    values: Mapping[int, float] = field(default_factory=dict)  # by seed: what the mean is over
+    low: frozenset[int] = frozenset()  # the seeds of them that learned nothing
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ _PACKAGES = (
     "accelerate",
     "safetensors",
     "numpy",
+    "scipy",
+    "scikit-learn",
     "numba",
     "triton",
 )

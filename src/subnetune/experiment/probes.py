@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +23,10 @@ from subnetune.core.structure import Structure
 from subnetune.experiment.config import RunConfig
 from subnetune.experiment.data import Collator, encode
 from subnetune.experiment.evaluate import predict_logits
-from subnetune.experiment.result import Evaluation
+from subnetune.experiment.result import Elsewhere, Evaluation
 from subnetune.experiment.transfer import SAMPLE_SEED, other_tasks, reason, result_key
 from subnetune.tasks import DataWarning, load_task
+from subnetune.tasks.majority import majority_scores
 from subnetune.tasks.metrics import compute_metrics
 from subnetune.tasks.types import Split, Task, TaskData
 
@@ -35,8 +37,8 @@ LONGEST_FIT = 5000  # iterations of L-BFGS; tens to hundreds are what it takes
 
 def probe_scores(
     model: nn.Module, tokenizer: Any, config: RunConfig, tasks: Sequence[str], max_examples: int | None = None
-) -> tuple[Evaluation, dict[str, str]]:
-    """Return the metrics of `tasks`' dev sets by a linear head each, and for each task left out the reason.
+) -> Elsewhere:
+    """Return the metrics of `tasks`' dev sets by a linear head each, why tasks were left out, and majority levels.
 
     The head is a logistic regression, for scores a ridge regression, fitted on the task's training examples
     (`max_examples` of them at most, stratified, drawn by a fixed seed) and measured on all of dev by its metrics.
@@ -49,6 +51,7 @@ def probe_scores(
     a set that is malformed, NumericError for features that are not finite.
     """
     found: Evaluation = {}
+    levels: Evaluation = {}
     skipped: dict[str, str] = {}
     for task in other_tasks(config, tasks):
         check_probe(task)
@@ -71,7 +74,9 @@ def probe_scores(
             assert split.labels is not None  # dev sets have labels
             key = result_key(task, name, len(asked))
             found[key] = compute_metrics(task, answers, split.labels, split.groups)
-    return found, skipped
+        always = majority_scores(replace(data, train=train))
+        levels |= {result_key(task, name, len(asked)): level for name, level in always.items()}
+    return Elsewhere(found, skipped, levels)
 
 
 def check_probe(task: Task) -> None:

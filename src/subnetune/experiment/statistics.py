@@ -27,7 +27,7 @@ class Summary(NamedTuple):
     maximum: float | None
     iqm: float | None  # interquartile mean: the mean of the middle half (trimmed by 25 % at each end)
     failed: int  # runs that ended with an error: they have no value
-    at_majority: int  # runs that learned nothing: at or below the majority level; they are among the n
+    at_majority: int | None  # runs that learned nothing (None: not known): at or below that level; among the n
 
 
 class Difference(NamedTuple):
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
     losses: int
 
 
-def summarise(values: Sequence[float], *, failed: int = 0, at_majority: int = 0) -> Summary:
+def summarise(values: Sequence[float], *, failed: int = 0, at_majority: int | None = 0) -> Summary:
     """Return the description of `values`, one a seed. ValueError for values that are not finite.
 
     The interquartile mean cuts whole runs, floor(n / 4) at each end: below four runs it is the mean.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,9 @@ from subnetune.experiment.config import RunConfig
 from subnetune.experiment.data import Collator
 from subnetune.experiment.evaluate import encode_evaluation, measure
 from subnetune.experiment.fit import Fit
-from subnetune.experiment.result import Evaluation
+from subnetune.experiment.result import Elsewhere, Evaluation
 from subnetune.tasks import find_task, load_task
+from subnetune.tasks.majority import majority_scores
 from subnetune.tasks.types import Task
 
 # Which examples stand for a set that is too large is no matter of the run's seeds: all runs are measured on the same.
@@ -22,13 +24,14 @@ SAMPLE_SEED = 0
 
 def transfer_scores(
     model: nn.Module, tokenizer: Any, config: RunConfig, targets: Sequence[str], max_examples: int | None = None
-) -> tuple[Evaluation, dict[str, str]]:
-    """Return the metrics of `targets`' dev sets, and for each target that was left out the reason.
+) -> Elsewhere:
+    """Return the metrics of `targets`' dev sets, for each target that was left out the reason, and majority levels.
 
     As published (METHODS: Child-Tuning's and DPS's out-of-domain tests): MNLI matched and mismatched, SNLI and SICK as
     they are by models of three classes; SciTail, HANS and RTE as entailment or not, QQP as duplicate where the model
     says entailment (`tasks.label_maps`); items without a gold label are left out; SICK's dev set is its trial set.
-    HANS is its evaluation set, with the accuracy per heuristic.
+    HANS is its evaluation set, with the accuracy per heuristic. The majority level is that of the set's own most
+    frequent class: the model was not trained on its shares.
 
     A result's key is the task's name, or `mnli/dev_matched` where a task has several evaluation splits. The task that
     the model was trained on is not evaluated a second time. `max_examples` of a split are drawn, stratified, by a
@@ -39,20 +42,23 @@ def transfer_scores(
     """
     collate = Collator(tokenizer, next(model.parameters()).device)
     found: Evaluation = {}
+    levels: Evaluation = {}
     skipped: dict[str, str] = {}
     for task in other_tasks(config, targets):
         try:
             fit = Fit.across(model, task)
-            evaluation = load_task(task.name, config.data_dir, splits=("dev",)).evaluation
+            data = load_task(task.name, config.data_dir, splits=("dev",))
         except (UsageError, MissingDataError) as error:
             skipped[task.name] = reason(error)
             continue
         if max_examples is not None:
-            evaluation = {name: split.take(max_examples, SAMPLE_SEED) for name, split in evaluation.items()}
-        splits = encode_evaluation(evaluation, task, tokenizer, config.max_length)
+            cut = {name: split.take(max_examples, SAMPLE_SEED) for name, split in data.evaluation.items()}
+            data = replace(data, evaluation=cut)
+        splits = encode_evaluation(data.evaluation, task, tokenizer, config.max_length)
         scores = measure(model, task, splits, collate, config.eval_batch_size, fit)
         found |= {result_key(task, name, len(scores)): metrics for name, metrics in scores.items()}
-    return found, skipped
+        levels |= {result_key(task, name, len(scores)): level for name, level in majority_scores(data).items()}
+    return Elsewhere(found, skipped, levels)
 
 
 def other_tasks(config: RunConfig, names: Sequence[str]) -> Iterator[Task]:

@@ -80,7 +80,7 @@ def _at_level(entry: Entry, block: Block) -> bool:
     its runs by every metric."""
     found = entry.summary
     low = block.majority is not None and found.mean is not None and found.mean <= block.majority + 1e-9
-    return low and 2 * found.at_majority >= found.n
+    return low and 2 * (found.at_majority or 0) >= found.n
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
@@ -146,20 +146,23 @@ def _on(baseline: str, block: Block, place: str) -> Iterator[str]:
     """Yield what there is to say about one table."""
     level = "" if block.majority is None else f"at or below the majority level of {block.majority:.4f}"
     runs = sum(entry.summary.n for entry in block.entries)
-    low = sum(entry.summary.at_majority for entry in block.entries)
+    low = sum(entry.summary.at_majority or 0 for entry in block.entries)
+    own = block.kind == "task"
     if not learned(block):
         what = f"{low} of {runs} runs are {level}, and so is the mean of every method"
         if low == runs:
             who = {1: "the only run is", 2: "both runs are"}.get(runs, f"all {runs} runs are")
             what = f"{who} {level}"
-        yield f"{place} was not learned: nothing can be said about the methods ({what})."
+        which = f"{place} was not learned" if own else f"On {place} no method does better than always the same answer"
+        yield f"{which}: nothing can be said about the methods ({what})."
     else:
         yield from _sentences(baseline, block, block.entries, place)
-        at_level = [(one.method, one.summary.at_majority, one.summary.n) for one in block.entries]
+        at_level = [(one.method, one.summary.at_majority or 0, one.summary.n) for one in block.entries]
         if low:
-            yield f"{_shares(at_level)} on {place} learned nothing{f' ({level})' if level else ''}."
+            what = "learned nothing" if own else f"{_are(low)} no better than always the same answer"
+            yield f"{_shares(at_level)} on {place} {what}{f' ({level})' if level else ''}."
     failed = [(one.method, one.summary.failed, one.expected) for one in block.entries]
-    if block.kind == "task" and (count := sum(number for _, number, _ in failed)):
+    if own and (count := sum(number for _, number, _ in failed)):
         yield f"{_shares(failed)} on {place} failed and {'has' if count == 1 else 'have'} no score."
 
 
@@ -187,11 +190,14 @@ def _sentences(baseline: str, block: Block, entries: Sequence[Entry], place: str
         seen = "; ".join(f"{method} {_mean_and_interval(found)}" for method, found in group)
         yield (
             f"n = {n} seeds cannot show a difference to {baseline} at 5 % by this test on {place}: its smallest p is"
-            f" {_p(least)}{after}. Seen: {seen}."
+            f" {_p(least)}{after}."
         )
+        narrow = " (with so few seeds the intervals are too narrow)" if " CI " in seen else ""
+        yield f"Seen on {place}{narrow}: {seen}."
     if group := sorted_out.get("unlearned", []):
-        neither = f"Neither {baseline} nor {_names(group, 'nor')} learned {place}"
-        yield f"{neither}: nothing can be said about their difference."
+        neither = f"Neither {baseline} nor {_names(group, 'nor')}"
+        what = f"learned {place}" if block.kind == "task" else f"does better than always the same answer on {place}"
+        yield f"{neither} {what}: nothing can be said about their difference."
     if group := sorted_out.get("single", []):
         yield f"Too few seeds (n = 1) for any statement about {_names(group)} on {place}."
     if group := sorted_out.get("none", []):

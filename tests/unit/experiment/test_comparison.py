@@ -80,7 +80,7 @@ def test_unequal_seeds_are_paired_by_what_both_have() -> None:
 def test_a_method_without_any_finished_run_is_there_with_nothing() -> None:
     block = block_of(made_rows("rte", {"full": [0.5, 0.6], "lora": [None, FAILED]}))
     lora = entry_of(block, "lora")
-    assert lora.summary == (0, None, None, None, None, None, 1, 0)
+    assert lora.summary == (0, None, None, None, None, None, 1, None)
     assert lora.difference == (0, None, None, None, None, None, None, 0, 0, 0)
     assert (lora.trained, lora.delta_bytes, lora.seconds, lora.peak_memory_bytes) == (0, None, None, None)
 
@@ -165,11 +165,59 @@ def test_transfer_sets_and_probes_are_tables_with_their_first_metric() -> None:
     hans = block_of(rows, "transfer")
     assert (hans.task, hans.metric, hans.majority) == ("hans (trained on mnli)", "accuracy", None)
     assert [entry.summary.mean for entry in hans.entries] == [pytest.approx(0.505), pytest.approx(0.605)]
-    assert hans.entries[0].summary.at_majority == 0
+    assert hans.entries[0].summary.at_majority is None  # what always the same answer scores is not known
     cola = block_of(rows, "probe")
     assert (cola.task, cola.metric) == ("cola (trained on mnli)", "matthews_correlation")
     assert cola.entries[1].difference is not None
     assert cola.entries[1].difference.mean == pytest.approx(0.1)
+
+
+def test_a_set_that_no_method_does_better_on_than_one_answer_says_nothing() -> None:
+    rows = [
+        made_row(
+            *("mnli", method, seed, 0.6 + seed / 100),
+            evaluation={"dev": {"accuracy": 0.6}, "dev_mismatched": {"accuracy": 0.7}},
+            majority=0.35,
+            transfer={"hans": {"accuracy": score + seed / 1000, "accuracy_subsequence": 0.6}},
+            transfer_majority={"hans": {"accuracy": 0.5, "accuracy_subsequence": 0.5}},
+            probes={"cola": {"matthews_correlation": score}},
+            probe_majority={"cola": {"matthews_correlation": 0.0}},
+        )
+        for method, score in (("full", 0.47), ("lora", 0.48))
+        for seed in range(10)
+    ]
+    found = compare_rows(rows, "full")
+    mismatched, hans, cola = (block for block in found.blocks if block.kind != "task")
+    assert (mismatched.majority, hans.majority, cola.majority) == (None, 0.5, 0.0)
+    assert [entry.summary.at_majority for block in (hans, cola) for entry in block.entries] == [10, 10, 0, 0]
+    said = [sentence for sentence in found.verdicts if "hans" in sentence]
+    assert said == [
+        "On hans (trained on mnli) at 500 examples no method does better than always the same answer: nothing can be "
+        "said about the methods (all 20 runs are at or below the majority level of 0.5000)."
+    ]
+
+
+def test_runs_that_are_no_better_than_one_answer_elsewhere_are_counted() -> None:
+    rows = [
+        made_row("mnli", method, seed, 0.8, transfer={"hans": {"accuracy": score}}, transfer_majority=LEVEL)
+        for method, scores in {"full": (0.49, 0.6), "lora": (0.7, 0.8)}.items()
+        for seed, score in enumerate(scores)
+    ]
+    said = compare_rows(rows, "full").verdicts
+    assert any(
+        sentence == "1 of 2 runs of full on hans (trained on mnli) at 500 examples is no better than always the same "
+        "answer (at or below the majority level of 0.5000)."
+        for sentence in said
+    )
+
+
+LEVEL = {"hans": {"accuracy": 0.5}}
+
+
+def test_a_cost_that_is_not_known_is_in_no_mean() -> None:
+    rows = [made_row("rte", "full", seed, 0.6, peak_memory_bytes=found) for seed, found in enumerate((0, 10, 20))]
+    assert block_of(rows).entries[0].peak_memory_bytes == 15
+    assert block_of(rows[:1]).entries[0].peak_memory_bytes is None
 
 
 def test_a_finished_run_without_the_set_is_missing_there_and_a_failed_one_failed() -> None:

@@ -37,7 +37,7 @@ def test_the_table_of_a_terminal() -> None:
 
 def test_one_seed_has_no_interval_in_the_table() -> None:
     lora = table_text(compare_rows(made_rows("rte", {"full": [0.5], "lora": [0.6]}), "full")).splitlines()[4]
-    assert lora.split() == "lora 1 0.6000 - 0.6000 0.6000 0.6000 0 0 1 +10.00 - - -".split()
+    assert lora.split() == "lora 1 0.6000 - 0.6000 0.6000 0.6000 0 - 1 +10.00 - - -".split()
 
 
 def test_the_mean_over_tasks_counts_no_runs_at_a_majority_level() -> None:

@@ -17,7 +17,8 @@ from subnetune.delta.models import load_pretrained
 from subnetune.experiment.config import RunConfig
 from subnetune.experiment.probes import Features, fit_and_predict, probe_scores
 from subnetune.prepare.concat_pooling import ConcatPooling
-from subnetune.tasks import compute_metrics, find_task
+from subnetune.tasks import compute_metrics, find_task, load_task
+from subnetune.tasks.majority import majority_scores
 from tiny_run import WORDS, make_model
 
 # How each architecture's own head goes on from the features; heads that pick the first token themselves get one token.
@@ -190,8 +191,9 @@ def pooled(model: Any, tokenizer: Any, rows: list[list[str]]) -> Any:
 
 
 def test_what_is_measured_is_dev_by_a_head_fitted_on_train(root: Path, model: Any, tokenizer: Any) -> None:
-    found, skipped = probe_scores(model, tokenizer, config(root), ("rte", "stsb"))
+    found, skipped, levels = probe_scores(model, tokenizer, config(root), ("rte", "stsb"))
     assert skipped == {}
+    assert levels == {name: majority_scores(load_task(name, root))["dev"] for name in ("rte", "stsb")}
     assert list(found) == ["rte", "stsb"]
     for name, folder, label in (("rte", "RTE", ["entailment", "not_entailment"].index), ("stsb", "STS-B", float)):
         task = find_task(name)
@@ -221,7 +223,7 @@ def test_the_same_twice_and_nothing_else_changes(root: Path, model: Any, tokeniz
 
 
 def test_what_is_left_out_and_why(root: Path, model: Any, tokenizer: Any) -> None:
-    found, skipped = probe_scores(model, tokenizer, config(root, "rte"), ("rte", "hans", "wnli", "qqp"))
+    found, skipped, _ = probe_scores(model, tokenizer, config(root, "rte"), ("rte", "hans", "wnli", "qqp"))
     assert found == {}
     assert skipped == {
         "hans": "as a probe: no training examples",

@@ -100,7 +100,10 @@ def third(count: int) -> Any:
 
 def test_a_three_way_model_on_every_set(tokenizer: Any, data_dir: Path) -> None:
     model = Answers(THREE_WAY, tokenizer)
-    found, skipped = transfer_scores(model, tokenizer, run(data_dir), ALL)
+    found, skipped, levels = transfer_scores(model, tokenizer, run(data_dir), ALL)
+    assert list(levels) == list(found)
+    assert levels["qqp"] == {"f1": pytest.approx(0.8), "accuracy": third(2)}  # of gold 1, 0, 1 always 1
+    assert levels["hans"] == {"accuracy": third(2), "accuracy_lexical_overlap": 0.5, "accuracy_subsequence": 1.0}
     assert found == {
         "mnli/dev_matched": {"accuracy": third(2)},
         "mnli/dev_mismatched": {"accuracy": 1.0},
@@ -116,7 +119,7 @@ def test_a_three_way_model_on_every_set(tokenizer: Any, data_dir: Path) -> None:
 
 
 def test_a_two_way_model_answers_what_asks_for_entailment_or_not(tokenizer: Any, data_dir: Path) -> None:
-    found, skipped = transfer_scores(Answers(TWO_WAY, tokenizer), tokenizer, run(data_dir, "rte"), ALL)
+    found, skipped, _ = transfer_scores(Answers(TWO_WAY, tokenizer), tokenizer, run(data_dir, "rte"), ALL)
     assert set(found) == {"scitail", "qqp", "hans"}  # it was trained on RTE
     assert found["qqp"]["f1"] == third(2)
     assert set(skipped) == {"mnli", "snli", "sick"}
@@ -127,7 +130,7 @@ def test_a_two_way_model_answers_what_asks_for_entailment_or_not(tokenizer: Any,
 
 def test_the_task_of_the_run_and_what_is_named_twice(tokenizer: Any, data_dir: Path) -> None:
     model = Answers(THREE_WAY, tokenizer)
-    found, skipped = transfer_scores(model, tokenizer, run(data_dir, "mnli"), ("mnli", "snli", "SNLI", "rte"))
+    found, skipped, _ = transfer_scores(model, tokenizer, run(data_dir, "mnli"), ("mnli", "snli", "SNLI", "rte"))
     assert (list(found), skipped) == (["snli", "rte"], {})
     assert model.seen == 3 + 3
 
@@ -137,7 +140,7 @@ def test_an_absent_set_is_listed_and_a_malformed_one_is_an_error(
 ) -> None:
     model = Answers(THREE_WAY, tokenizer)
     table(tmp_path / "RTE" / "dev.tsv", ("sentence1", "sentence2", "label"), *pairs("entailment"))
-    found, skipped = transfer_scores(model, tokenizer, run(tmp_path), ("qqp", "sick", "rte"))
+    found, skipped, _ = transfer_scores(model, tokenizer, run(tmp_path), ("qqp", "sick", "rte"))
     assert set(found) == {"rte"}
     assert skipped == {
         "qqp": "GLUE qqp, split 'dev': no such file",
@@ -156,7 +159,7 @@ def test_a_sample_is_the_same_for_every_run(tokenizer: Any, tmp_path: Path) -> N
     model = Answers(THREE_WAY, tokenizer)
     for seed in (1, 2):
         config = run(tmp_path).model_copy(update={"seed": seed, "train_seed": seed})
-        found, _ = transfer_scores(model, tokenizer, config, ("snli",), max_examples=12)
+        found, _, _ = transfer_scores(model, tokenizer, config, ("snli",), max_examples=12)
         split = load_task("snli", tmp_path, splits=("dev",)).evaluation["dev"].take(12, seed=0)
         assert split.labels is not None
         right = [ANSWERS.index(t.split()[0]) == y for t, y in zip(split.texts, split.labels, strict=True)]
@@ -191,7 +194,7 @@ def test_classes_that_no_map_leads_to(
     tokenizer: Any, data_dir: Path, classes: tuple[str, ...], problem_type: str | None, task: str, reason: str
 ) -> None:
     model = Answers(classes, tokenizer, problem_type)
-    found, skipped = transfer_scores(model, tokenizer, run(data_dir), (task,))
+    found, skipped, _ = transfer_scores(model, tokenizer, run(data_dir), (task,))
     assert found == {}
     assert skipped[task].startswith(reason)
 
@@ -230,7 +233,7 @@ def test_what_a_map_makes_of_each_output() -> None:
 def test_real_sets_by_a_model_that_always_says_entailment(tokenizer: Any) -> None:
     model = Answers(THREE_WAY, tokenizer)
     model.table.data[:, 0] = 2.0
-    found, skipped = transfer_scores(model, tokenizer, run(shared_folder("data"), "sst2"), ALL)
+    found, skipped, _ = transfer_scores(model, tokenizer, run(shared_folder("data"), "sst2"), ALL)
     assert {name: scores["accuracy"] for name, scores in found.items()} == pytest.approx(
         {
             "mnli/dev_matched": 333 / 1000,

@@ -46,22 +46,25 @@ def test_noise_shows_no_difference() -> None:
 @pytest.mark.parametrize(("seeds", "least"), [(2, "0.500"), (3, "0.250"), (4, "0.125"), (5, "0.062")])
 def test_few_seeds_are_said_to_show_nothing_however_large_the_gain(seeds: int, least: str) -> None:
     gains = [0.2 + gain for gain in GAINS]
-    (sentence,) = said(made_rows("rte", {"full": BASE[:seeds], "lora": plus(gains, seeds)}))
-    assert sentence.startswith(
+    first, seen = said(made_rows("rte", {"full": BASE[:seeds], "lora": plus(gains, seeds)}))
+    assert first == (
         f"n = {seeds} seeds cannot show a difference to full at 5 % by this test on rte at 500 examples: "
-        f"its smallest p is {least}. Seen: lora +21"
+        f"its smallest p is {least}."
     )
-    assert "beats" not in sentence
+    assert seen.startswith(
+        "Seen on rte at 500 examples (with so few seeds the intervals are too narrow): lora +21.0 points, 95 % CI 20."
+    )
 
 
 def test_seeds_that_are_enough_for_one_method_may_be_too_few_for_three() -> None:
     six = {"full": BASE[:6], "a": plus(GAINS, 6)}
     assert said(made_rows("rte", six))[0].startswith("a beats full")  # p = 2 / 64
     three = six | {"b": plus(NOISE, 6), "c": plus(NOISE[::-1], 6)}
-    (sentence,) = said(made_rows("rte", three))
-    assert "its smallest p is 0.031, 0.094 after Holm. Seen: a +1.0 points, 95 % CI " in sentence
-    assert "; b " in sentence
-    assert "; c " in sentence
+    first, seen = said(made_rows("rte", three))
+    assert first.endswith("its smallest p is 0.031, 0.094 after Holm.")
+    assert "): a +1.0 points, 95 % CI " in seen
+    assert "; b " in seen
+    assert "; c " in seen
 
 
 def test_one_seed_allows_no_statement() -> None:
@@ -106,7 +109,7 @@ def test_runs_that_learned_nothing_are_counted() -> None:
     scores = {"full": [0.5271, 0.5, 0.5271, 0.6, 0.7], "lora": [0.6, 0.62, 0.61, 0.6, 0.7]}
     found = said(made_rows("rte", scores, majority=0.5271))
     wanted = "3 of 5 runs of full on rte at 500 examples learned nothing (at or below the majority level of 0.5271)."
-    assert found[1:] == (wanted,)
+    assert found[2:] == (wanted,)
 
 
 def test_methods_share_the_sentence_about_runs_that_learned_nothing_or_failed() -> None:
@@ -183,7 +186,7 @@ def test_differences_that_are_all_equal_count_by_the_test_alone() -> None:
     )
     two = said(made_rows("rte", {"full": [0.5, 0.6], "lora": [0.52, 0.62]}))
     assert "n = 2 seeds cannot show a difference" in two[0]
-    assert two[0].endswith("Seen: lora +2.0 points with every seed.")
+    assert two[1] == "Seen on rte at 500 examples: lora +2.0 points with every seed."
 
 
 def test_one_table_alone_is_not_one_of_many() -> None:

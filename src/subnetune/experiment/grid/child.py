@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from subnetune.experiment.grid.cells import FILES, NOT_IN_HASH, Cell, describe_c
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.memory import PeakMemory
-from subnetune.experiment.result import Evaluation, RunResult
+from subnetune.experiment.result import RunResult
 from subnetune.experiment.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
@@ -79,11 +80,8 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
     from subnetune.experiment.session import load_data
 
     config = _begin(cell, run, threads)
-    memory, measured = PeakMemory(), run.path / "memory.json"
-    trained = train(config)
-    before = read_json(measured)["peak_memory_bytes"] if measured.is_file() else 0
-    peak = max(memory.bytes(), before)  # a process that finds the training done has not seen it
-    write_json(measured, {"peak_memory_bytes": peak})
+    with _peak_memory(run) as peak:
+        trained = train(config)
     done_training()
     seed_everything(config.seed, "measure")  # whether this process trained or not
     data = load_data(config)
@@ -98,11 +96,29 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
         total=trained.total,
         delta_bytes=trained.delta_bytes,
         seconds=trained.seconds,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=peak[0],
         settings=_settings(config, run, trained, environment, len(data.train)),
         environment=environment,
         **extra,
     )
+
+
+@contextlib.contextmanager
+def _peak_memory(run: RunDir) -> Iterator[list[int]]:
+    """Measure the training's peak memory over all processes that take part, in `memory.json`: the list's one number.
+
+    0, unknown, where an earlier one was killed before it could say what it had seen: the selection, or all of it.
+    """
+    file, found = run.path / "memory.json", [0]
+    known = file.is_file()
+    before = read_json(file)["peak_memory_bytes"] if known else 0
+    unseen = (known and not before) or (not known and (run.metrics.is_file() or any(run.checkpoints.glob("*"))))
+    memory = PeakMemory()
+    try:
+        yield found
+    finally:
+        found[0] = 0 if unseen else max(memory.bytes(), before)
+        write_json(file, {"peak_memory_bytes": found[0]})
 
 
 def _begin(cell: Cell, run: RunDir, threads: int) -> RunConfig:
@@ -158,14 +174,14 @@ def _elsewhere(grid: GridConfig, config: RunConfig, run: RunDir) -> dict[str, An
 
     model = load(config.model, run.path, device=pick_device())
     tokenizer = load_tokenizer(config, run.tokenizer)
-    transfer: Evaluation
-    probes: Evaluation
-    transfer, skipped = transfer_scores(model, tokenizer, config, grid.transfer, grid.max_transfer)
-    probes, more = probe_scores(model, tokenizer, config, grid.probes, grid.max_transfer)
+    transfer = transfer_scores(model, tokenizer, config, grid.transfer, grid.max_transfer)
+    probes = probe_scores(model, tokenizer, config, grid.probes, grid.max_transfer)
     return {
-        "transfer": transfer,
-        "probes": probes,
-        "skipped": said_together(skipped, more),
+        "transfer": transfer.scores,
+        "probes": probes.scores,
+        "transfer_majority": transfer.majority,
+        "probe_majority": probes.majority,
+        "skipped": said_together(transfer.skipped, probes.skipped),
         "max_transfer": grid.max_transfer,
     }
 

@@ -30,7 +30,7 @@ from subnetune.core.errors import CheckpointError, UsageError
 from subnetune.core.files import atomic_write
 from subnetune.experiment.grid.cells import Cell, Group, read_cell, search_cells, settings_of
 from subnetune.experiment.grid.config import GridConfig, load_grid
-from subnetune.experiment.result import Evaluation
+from subnetune.experiment.result import Evaluation, no_better
 from subnetune.experiment.rundir import RunDir, read_json, write_json
 
 State = Literal["done", "failed"]
@@ -42,11 +42,13 @@ class CellResult:
 
     `value` is the headline `metric` on the first evaluation split, as in `RunResult`. `majority` has the same shape as
     `evaluation`: what predicting the most frequent training class (for scores: their mean) would have. `transfer` and
-    `probes` have metrics per task (and split: `mnli/dev_matched`), `skipped` the reasons why a set was left out.
+    `probes` have metrics per task (and split: `mnli/dev_matched`), `transfer_majority` and `probe_majority` what always
+    the same answer scores there, `skipped` the reasons why a set was left out.
     `settings` are the options that matter for comparing: lr, epochs, batch_size, schedule, warmup, weight_decay, clip,
     dropout, steps, train_examples, max_length, keep, precision, engine, threads, accumulate, policy, gradients, with.
     `max_transfer` is the grid's when transfer sets and probes were measured. `peak_memory_bytes` is beyond the process
-    before the model was loaded. A failed cell has `error` and nothing else that counts.
+    before the model was loaded; 0 where no process saw all of the training. A failed cell has `error` and nothing
+    else that counts.
     """
 
     state: State
@@ -56,6 +58,8 @@ class CellResult:
     majority: Evaluation = field(default_factory=dict)
     transfer: Evaluation = field(default_factory=dict)
     probes: Evaluation = field(default_factory=dict)
+    transfer_majority: Evaluation = field(default_factory=dict)
+    probe_majority: Evaluation = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     max_transfer: int | None = None
     trained: int = 0
@@ -68,16 +72,15 @@ class CellResult:
     error: dict[str, str] | None = None
 
     @property
-    def at_majority(self) -> bool:
+    def at_majority(self) -> bool | None:
         """Whether the run learned nothing: by none of the task's metrics is it above always saying the same.
 
-        All of them, since one alone may favour that: always `equivalent` has an F1 of 0.81 on MRPC.
+        None where that level is not known.
         """
         split, levels = next(iter(self.majority.items()), ("", {}))
-        if self.value is None or self.metric not in levels:
-            return False
-        scores = {**self.evaluation.get(split, {}), self.metric: self.value}
-        return all(scores[name] <= level + 1e-9 for name, level in levels.items() if name in scores)
+        if self.value is None:
+            return None
+        return no_better({**self.evaluation.get(split, {}), self.metric: self.value}, levels, self.metric)
 
     @staticmethod
     def from_json(values: Mapping[str, Any], path: Path) -> CellResult:

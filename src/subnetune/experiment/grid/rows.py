@@ -109,11 +109,11 @@ def _cells(row: Row, scores: Iterable[str]) -> list[object]:
             result.metric,
             _number(row.value),
         ),
-        *(_number(level), str(result.at_majority).lower() if done else ""),
+        *(_number(level), str(result.at_majority).lower() if done and result.at_majority is not None else ""),
         *(_number(known.get(name)) for name in scores),
         *(result.settings.get(name, row.setting.get(name, "")) for name in SETTINGS),
         *((result.trained, result.total, result.delta_bytes) if done else ("", "", "")),
-        *((result.seconds, result.peak_memory_bytes) if done else ("", "")),
+        *((result.seconds, result.peak_memory_bytes or "") if done else ("", "")),
         as_text(without_folders(f"{result.error['type']}: {result.error['message']}")) if result.error else "",
         row.name,
     ]

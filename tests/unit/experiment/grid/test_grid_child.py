@@ -110,6 +110,34 @@ def test_memory_is_that_of_the_process_that_trained(run: Callable[..., Any]) -> 
     assert again.peak_memory_bytes == 2**50
 
 
+def test_memory_that_a_stopped_process_held_is_not_forgotten(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridConfig.from_values(grid_values(root))
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+
+    def stop(_: Any) -> None:
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("subnetune.experiment.loop.train", stop)
+        patch.setattr(child.PeakMemory, "bytes", lambda _: 2**50)
+        with pytest.raises(SystemExit):
+            run_cell(folder, grid, cell, threads=1)
+    assert run_cell(folder, grid, cell, threads=1).peak_memory_bytes == 2**50
+
+
+def test_memory_of_a_killed_process_is_not_known(run: Callable[..., Any]) -> None:
+    folder, cell, result = run(methods=["full"])
+    assert result.peak_memory_bytes > 0
+    (folder.cell(cell) / "memory.json").unlink()  # killed after its training, or between two of its checkpoints
+    for _ in range(2):
+        (folder.cell(cell) / "result.json").unlink()
+        assert run_cell(folder, folder.grid(), cell, threads=1).peak_memory_bytes == 0
+
+
 def wrapped(cause: BaseException) -> CheckpointError:
     error = CheckpointError("the checkpoint could not be written")
     error.__cause__ = cause
