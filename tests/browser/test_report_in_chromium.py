@@ -175,6 +175,21 @@ def test_nothing_but_wide_tables_and_plots_scrolls_sideways(open_page: Any) -> N
     assert open_page.execute_script(script)
 
 
+def test_words_of_plots_can_be_read_on_a_phone(open_page: Any) -> None:
+    emulate(open_page, 390)
+    widths = "return [...document.querySelectorAll('.drawing svg')].map(one => one.getBoundingClientRect().width)"
+    shown = [width for width in open_page.execute_script(widths) if width]
+    assert shown
+    assert min(shown) >= 480
+
+
+def test_heads_of_tables_are_on_every_printed_page(open_page: Any) -> None:
+    """What Chromium repeats on further pages lacks buttons, and what is inside them unless they make no box."""
+    emulate(open_page, 794, media="print")
+    display = "return getComputedStyle(document.querySelector('thead .sort')).display"
+    assert open_page.execute_script(display) == "contents"
+
+
 def test_dark_mode_follows_the_system_and_the_button(open_page: Any) -> None:
     def colours() -> tuple[str, ...]:
         script = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"

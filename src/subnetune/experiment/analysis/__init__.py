@@ -42,7 +42,7 @@ def analyse_run(run: RunDir, config: RunConfig, *, deep: bool) -> None:
         model = load_base(config.model, delta).eval()
         mask = read_mask(run.mask) if run.mask.is_file() else None
         folder.mkdir(exist_ok=True)
-        write_json(folder / "geometry.json", geometry(delta, model, mask, build_recipe(config).scope))
+        write_json(folder / "geometry.json", geometry(delta, model, mask, build_recipe(config)))
         if deep:
             from subnetune.experiment.analysis.deep import analyse_deeply
 

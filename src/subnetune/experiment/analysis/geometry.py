@@ -13,7 +13,7 @@ from subnetune.core.bits import bits_of
 from subnetune.core.errors import UsageError
 from subnetune.core.fingerprint import named_parameters, parameter_aliases
 from subnetune.core.masks import PackedMask
-from subnetune.core.recipe import Scope
+from subnetune.core.recipe import Recipe
 from subnetune.core.scope import resolve
 from subnetune.core.structure import Structure
 from subnetune.delta import Delta
@@ -38,22 +38,22 @@ class Change:
     selected: int | None = None
 
 
-def geometry(delta: Delta, model: nn.Module, mask: PackedMask | None, scope: Scope) -> dict[str, Any]:
+def geometry(delta: Delta, model: nn.Module, mask: PackedMask | None, recipe: Recipe) -> dict[str, Any]:
     """Return `{"layers": [row], "roles": [row], "total": row, "why": {}}` of a run; `model` is its base.
 
     A row is {"name", "entries", "selected", "moved", "distance", "norm", "largest"}: the number of entries, of those
-    that the static mask lets train (tensors that train whole count whole; null without such a mask), of those whose
-    bits changed; the Euclidean norms of tuned - base and of base, and the largest change of an entry. Distances are
-    null where there is no base, as for a new head; the total's are over all tensors that have one. Adapters have
-    entries in a row of their own, and distances in the rows of the weights that they are merged into. `why` explains
-    nulls.
+    that train (tensors that train whole count whole, and so do those of a recipe without a selector; null where a
+    selector's mask changes from step to step), of those whose bits changed; the Euclidean norms of tuned - base and of
+    base, and the largest change of an entry. Distances are null where there is no base, as for a new head; the total's
+    are over all tensors that have one. Adapters have entries in a row of their own, and distances in the rows of the
+    weights that they are merged into. `why` explains nulls.
     """
     why: dict[str, str] = {}
     with restructured(delta, model):
         structure = Structure(model)
         aliases = parameter_aliases(model)
         new = tuple(aliases.get(name, name) for name in delta.new)
-        selected = _selected(structure, new, mask, scope, why)
+        selected = _selected(structure, new, mask, recipe, why)
         parts = {aliases.get(name, name): part for name, part in delta.touched.items()}
         changes = {
             name: _change(structure.read(name), parts.get(name), name in new, selected.get(name))
@@ -72,19 +72,20 @@ def geometry(delta: Delta, model: nn.Module, mask: PackedMask | None, scope: Sco
 
 
 def _selected(
-    structure: Structure, new: tuple[str, ...], mask: PackedMask | None, scope: Scope, why: dict[str, str]
+    structure: Structure, new: tuple[str, ...], mask: PackedMask | None, recipe: Recipe, why: dict[str, str]
 ) -> Mapping[str, int]:
-    """Return how many entries of each tensor train; {} where no static mask says it."""
-    if mask is None:
-        why["selected"] = "the run has no static mask: it has none, or one that changes from step to step"
+    """Return how many entries of each tensor train; {} where nothing fixed says it."""
+    if mask is None and recipe.selector is not None:
+        why["selected"] = "the run's mask changes from step to step"
         return {}
     try:
-        whole = resolve(scope, structure, new).whole
+        found = resolve(recipe.scope, structure, new)
     except UsageError as error:
         why["selected"] = f"the method's scope does not fit the model: {error}"
         return {}
+    whole = found.trained if mask is None else found.whole
     counts = {name: structure.read(name).numel() if name in whole else 0 for name in structure.names}
-    return counts | {name: ones(mask.bits[name].numpy()) for name in mask}
+    return counts if mask is None else counts | {name: ones(mask.bits[name].numpy()) for name in mask}
 
 
 def _change(base: Tensor, part: Entries | Whole | None, new: bool, selected: int | None) -> Change:

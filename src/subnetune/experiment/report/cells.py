@@ -66,7 +66,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
     return say_once(drop_empty(table, "score"), "train size", "metric")
 
 
-def _learned_nothing(at_majority: bool) -> tuple[str, ...]:
+def _learned_nothing(at_majority: bool | None) -> tuple[str, ...]:
     return ("learned nothing",) if at_majority else ()
 
 
@@ -97,6 +97,8 @@ def search_table(runs: Runs) -> Table:
         said = ", ".join(f"{number_} {state}" for state, number_ in states.items() if number_)
         taken = runs.chosen(rows[0])
         metric = next((row.result.metric for row in rows if row.result and row.result.metric), "")
+        # Seeds of one search train on as many; a search may take fewer than its runs.
+        examples = next((int(r.result.settings.get("train_examples") or 0) or None for r in rows if r.result), None)
         cells = (
             words(group.method),
             words(group.task),
@@ -104,6 +106,7 @@ def search_table(runs: Runs) -> Table:
             words(setting),
             number(str(len(values)), len(values)),
             words(metric),
+            number(str(examples or NONE), examples),
             number(score(mean), mean, "best" if taken else ""),
             Value("taken" if taken else said or NONE, "a" if taken else said or None, tone="best" if taken else ""),
         )
@@ -113,11 +116,14 @@ def search_table(runs: Runs) -> Table:
         Column("setting"),
         Column("n", "number", "seeds of the search with a score"),
         Column("metric"),
+        Column("trained on", "number", "examples; a search may take fewer than the runs"),
         Column("mean on held-out train", "number"),
         Column("outcome"),
     )
     note = "Chosen on a part of the training data that was held out; the dev set was not looked at."
-    return say_once(Table("search", "What the search tried", columns, tuple(lines), note), "train size", "metric")
+    return say_once(
+        Table("search", "What the search tried", columns, tuple(lines), note), "train size", "metric", "trained on"
+    )
 
 
 def setting_text(setting: Any) -> str:

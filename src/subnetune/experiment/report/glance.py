@@ -12,12 +12,12 @@ from subnetune.experiment.report.table import Column, Line, Table, Value, words
 MARKS = {"done": "■", "failed": "×", "missing": "□"}
 
 
-def glance_table(comparison: Comparison) -> Table:
+def glance_table(comparison: Comparison, elsewhere: bool = False) -> Table:
     """Return a row per method and a column per task, train size and mean; the best mean of a column is marked.
 
-    Transfer sets and probes have tables of their own: here they would be more columns than a page has room for.
+    `elsewhere`: a column per transfer set and probe instead.
     """
-    blocks = [block for block in comparison.blocks if block.kind in ("task", "mean")]
+    blocks = [block for block in comparison.blocks if (block.kind not in ("task", "mean")) is elsewhere]
     methods = dict.fromkeys(entry.method for block in blocks for entry in block.entries)
     lines = [
         Line((words(method, "best" if method == comparison.baseline else ""), *(_cell(b, method) for b in blocks)))
@@ -34,12 +34,15 @@ def glance_table(comparison: Comparison) -> Table:
     )
     if len(sizes) == 1 and sizes[0] is not None:
         note = f"{note} {sizes[0]:,} training examples."
+    if elsewhere:
+        note = f"{note} Transfer sets are evaluated by the tuned model unchanged, probes by a linear head on it."
+        return Table("elsewhere", "On other data", columns, tuple(lines) if blocks else (), note)
     return Table("glance", "Means at a glance", columns, tuple(lines), note)
 
 
 def _heading(block: Block, sizes: bool) -> str:
     size = f", {train_size(block.train_size)} examples" if sizes else ""
-    return f"{block.task}{size} ({block.metric})" if block.metric and block.kind == "task" else f"{block.task}{size}"
+    return f"{block.task}{size} ({block.metric})" if block.metric and block.kind != "mean" else f"{block.task}{size}"
 
 
 def _cell(block: Block, method: str) -> Value:

@@ -62,10 +62,13 @@ def duration(value: float | None) -> str:
     """Seconds, in minutes and hours where they are many."""
     if value is None:
         return NONE
-    if value < 120:
+    if value < 99.95:
         return f"{value:.1f} s"
+    seconds = round(value)
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
     minutes = round(value / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def train_size(value: int | None) -> str:

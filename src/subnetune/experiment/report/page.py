@@ -41,6 +41,7 @@ class Page:
     verdicts: tuple[str, ...]
     cells: Mapping[str, int]
     glance: Table
+    elsewhere: Table  # transfer sets and probes
     coverage: Table
     missing: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -80,6 +81,7 @@ def make_page(runs: Runs, files: Mapping[str, str]) -> Page:
         verdicts=comparison.verdicts[1:] if incomplete else comparison.verdicts,
         cells=cells,
         glance=glance_table(comparison),
+        elsewhere=glance_table(comparison, elsewhere=True),
         coverage=coverage_table(runs.rows),
         missing=tuple(missing_lines(runs.rows)),
         skipped=tuple(skipped_lines(runs.rows)),
@@ -135,7 +137,8 @@ def _plots(runs: Runs) -> tuple[Plots, ...]:
         Plots(
             "distributions",
             "Scores by seed",
-            "Methods whose marks overlap are not told apart by their means.",
+            "Runs are compared seed by seed: whether marks overlap does not say whether methods differ, the table of "
+            "differences does.",
             tuple(figures.distributions(runs.comparison, runs.rows)),
         ),
         Plots(

@@ -57,7 +57,11 @@ def scores_table(comparison: Comparison) -> Table:
                 *(number(score(value), value) for value in (s.mean, s.std, s.minimum, s.maximum, s.iqm)),
                 number(str(s.failed), s.failed, "failed" if s.failed else ""),
                 number(str(entry.missing), entry.missing, "missing" if entry.missing else ""),
-                number(str(s.at_majority), s.at_majority, "missing" if s.at_majority else ""),
+                number(
+                    NONE if s.at_majority is None else str(s.at_majority),
+                    s.at_majority,
+                    "missing" if s.at_majority else "",
+                ),
                 number(score(block.majority), block.majority),
             )
         )
@@ -95,12 +99,13 @@ def scores_table(comparison: Comparison) -> Table:
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """Return each method's paired difference to the baseline in each block, with its interval drawn to one scale."""
+    """Return each method's paired difference to the baseline in each block, its interval drawn to the block's scale."""
     pairs = [(b, e, e.difference) for b, e in _entries(comparison) if e.difference is not None]
-    ends = [abs(x) for _, _, d in pairs for x in (d.mean, d.low, d.high) if x is not None]
-    scale = max(ends, default=0.0) or 1.0
     lines = []
     for block, entry, d in pairs:
+        # Of one block: a method that fails on one task would leave dots alone of the intervals on all others.
+        ends = [abs(x) for b, _, one in pairs if b is block for x in (one.mean, one.low, one.high) if x is not None]
+        scale = max(ends, default=0.0) or 1.0
         lines.append(
             _line(
                 block,
@@ -128,7 +133,10 @@ def differences_table(comparison: Comparison) -> Table:
             "differences it holds the mean in 75 % of cases with 3 seeds, 83 % with 5, 90 % with 10)",
         ),
         Column(
-            "drawn", "drawn", f"difference and interval; the line in the middle is 0, the ends are ±{100 * scale:.2f}"
+            "drawn",
+            "drawn",
+            "difference and interval; the line in the middle is 0, and the largest of a task and train size reaches "
+            "the edge: lengths compare within a task, not between tasks",
         ),
         Column("p", "number", "two-sided sign-flip permutation test"),
         Column("p (Holm)", "number", "corrected over the methods of the block"),
@@ -183,11 +191,13 @@ def cost_table(comparison: Comparison) -> Table:
         Column("of all", "number"),
         Column("delta", "number", "the file that a run leaves: what it changed in the model"),
         Column(
-            "time", "number", "wall time of a run; comparable only between runs on the same machine at the same load"
+            "time",
+            "number",
+            "wall time of a run, the median; comparable only between runs on the same machine at the same load",
         ),
         Column("memory", "number", "highest point while training, beyond the process before the model was loaded"),
     )
-    note = "Means over the runs that finished."
+    note = "Means over the runs that finished; of the time the median."
     return say_once(Table("cost", "What it cost", columns, tuple(lines), note, filtered=True), *_ONCE)
 
 

@@ -60,7 +60,7 @@ def test_rows_are_those_of_a_dense_recomputation(root: Path, method: str) -> Non
             assert row["entries"] == entries
             if row["name"] == "head":
                 assert (row["moved"], row["distance"], row["norm"], row["largest"]) == (entries, None, None, None)
-                assert row["selected"] == (entries if mask is not None else None)
+                assert row["selected"] == entries
                 continue
             change = torch.cat([(tuned[name] - base[name]).flatten() for name in names])
             assert row["moved"] == int(change.count_nonzero())
@@ -71,13 +71,16 @@ def test_rows_are_those_of_a_dense_recomputation(root: Path, method: str) -> Non
                 whole = sum(tuned[n].numel() for n in names if n not in mask and (tuned[n] != base[n]).any())
                 assert row["selected"] == sum(int(mask[n].sum()) for n in names if n in mask) + whole
             else:
-                assert row["selected"] is None
+                assert (
+                    row["selected"]
+                    == {"full": entries, "bitfit": sum(base[n].numel() for n in names if "bias" in n)}[method]
+                )
     total = found["total"]
     assert total["entries"] == sum(value.numel() for value in base.values())
     assert total["moved"] == sum(row["moved"] for row in found["layers"])
     assert total["distance"] == pytest.approx(math.hypot(*(row["distance"] or 0.0 for row in found["roles"])))
-    assert total["selected"] == (None if mask is None else delta.info.trained)
-    assert ("selected" in found["why"]) == (mask is None)
+    assert total["selected"] == delta.info.trained
+    assert found["why"] == {}
 
 
 def test_a_mask_that_changes_is_no_static_mask(root: Path) -> None:

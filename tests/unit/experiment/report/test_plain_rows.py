@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
 from report_case import finished, write_plain_run
 from subnetune.core.errors import UsageError
+from subnetune.experiment.comparison import compare_rows
+from subnetune.experiment.grid.rows import csv_text
 from subnetune.experiment.report.plain import plain_rows
 from subnetune.experiment.report.source import read_runs
 
@@ -34,6 +37,14 @@ def test_each_run_is_a_row_with_its_state(tmp_path: Path) -> None:
     assert rows[1].result is not None
     assert rows[1].result.error == {"type": "NumericError", "message": "the loss is nan"}
     assert labels(tmp_path) == ["full"] * 3
+
+
+def test_what_a_run_does_not_say_is_blank_and_not_a_number(tmp_path: Path) -> None:
+    write_plain_run(tmp_path / "a", config(), finished(0.61))
+    (row,) = csv.DictReader(csv_text(plain_rows(tmp_path)).splitlines())
+    assert (row["at_majority"], row["majority"], row["peak_memory_bytes"]) == ("", "", "")
+    block = compare_rows(plain_rows(tmp_path), "full").blocks[0]
+    assert block.entries[0].summary.at_majority is None
 
 
 def test_a_folder_that_is_one_run_has_one_row(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from made_rows import made_row
+from made_rows import made_row, made_rows
 from report_case import EVIL_ERROR, EVIL_METHOD, EVIL_TASK, FAILED, MISSING, write_grid
 from subnetune.experiment.comparison import compare_rows
 from subnetune.experiment.grid.cells import Group
@@ -14,6 +14,7 @@ from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.rows import Row
 from subnetune.experiment.report.cells import failed_table, missing_lines, runs_table, search_table, skipped_lines
+from subnetune.experiment.report.figures import distributions
 from subnetune.experiment.report.glance import coverage_table, glance_table
 from subnetune.experiment.report.page import make_page, title_of
 from subnetune.experiment.report.reproduce import reproduction, without_folders
@@ -77,6 +78,22 @@ def test_differences_are_those_of_the_statistics(runs: Runs) -> None:
     assert forest.low is not None
     assert forest.high is not None
     assert 0 <= forest.low <= forest.mean <= forest.high <= 100
+
+
+def test_intervals_are_drawn_to_the_scale_of_their_own_task() -> None:
+    rows = [
+        *made_rows("rte", {"full": [0.5, 0.6, 0.7], "lora": [0.51, 0.62, 0.7]}),
+        *made_rows("stsb", {"full": [0.5, 0.6, 0.7], "lora": [0.1, 0.2, 0.4]}),
+    ]
+    drawn = {one.task: cells(table, one)["drawn"].forest for table in [_differences(rows)] for one in table.lines}
+    rte, stsb = drawn["rte"], drawn["stsb"]
+    assert rte is not None
+    assert stsb is not None
+    assert (rte.high, stsb.low) == (98.0, 2.0)
+
+
+def _differences(rows: list[Row]) -> Table:
+    return differences_table(compare_rows(rows, "full"))
 
 
 def test_failed_and_missing_cells_are_counted_where_scores_are(runs: Runs) -> None:
@@ -221,6 +238,16 @@ def test_transfer_sets_and_probes_have_rows_and_what_was_left_out_is_said() -> N
         "0.3000",
         "0.2500",
     ]
+    elsewhere = glance_table(compare_rows(rows, "full"), elsewhere=True)
+    assert [one.name for one in elsewhere.columns[1:]] == [
+        "hans (trained on mnli) (accuracy)",
+        "cola (trained on mnli) (matthews_correlation)",
+    ]
+    assert [value.text for value in elsewhere.lines[1].values] == ["bitfit", "0.4500 ± 0.0000", "0.2500 ± 0.0000"]
+    plots = [
+        figure.title.partition(":")[0].partition(",")[0] for figure in distributions(compare_rows(rows, "full"), rows)
+    ]
+    assert plots == ["mnli", "hans (trained on mnli)", "cola (trained on mnli)"]
     assert skipped_lines(rows) == ["snli: no such folder"]
     assert "Train size: 500." in table.note
 

@@ -21,15 +21,13 @@ _DOT = 6.0  # the size of a dot, in points
 
 
 def distributions(comparison: Comparison, rows: Sequence[Row]) -> list[Figure]:
-    """Return a plot for each task and for the mean of tasks, at each train size, where any run has a score.
+    """Return a plot for each block where any run has a score: tasks and their mean first, then transfer and probes.
 
     A row is a method: each seed's score as a dot, from two seeds on their mean as a bar and their range as a line.
     """
     found = []
-    for block in comparison.blocks:
-        if block.kind not in ("task", "mean"):
-            continue
-        points = {entry.method: scores_of(block, rows, entry.method) for entry in block.entries}
+    for block in sorted(comparison.blocks, key=lambda block: block.kind not in ("task", "mean")):
+        points = {entry.method: scores_of(entry) for entry in block.entries}
         if any(points.values()):
             found.append(_plot(block, points, rows))
     return found
@@ -156,7 +154,7 @@ def _caption(block: Block, points: dict[str, list[Point]]) -> str:
     if block.kind == "mean":
         said.append("A seed counts where every task has a score of it")
     if any(point.low for found in points.values() for point in found):
-        said.append("Hollow marks are runs that learned nothing: no better than always the same answer")
+        said.append("Hollow marks are runs no better than always the same answer")
     if any(entry.summary.failed for entry in block.entries):
         said.append("Crosses at the left edge are runs that failed: they have no score and are in no mean")
     return ". ".join(said) + "."

@@ -71,7 +71,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 def layer_tick(name: str) -> str:
     """Return a layer's name as short as a tick label must be."""
     tail = name.removeprefix("layer ")
-    return tail if tail.isdigit() else {"embeddings": "emb.", "adapter": "adapt."}.get(name, name[:7])
+    return tail if tail.isdigit() else {"embeddings": "emb.", "adapter": "adapt.", "other": "oth."}.get(name, name[:7])
 
 
 def thinned(ticks: Sequence[str], most: int = 16) -> list[str]:

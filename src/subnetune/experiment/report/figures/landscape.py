@@ -42,7 +42,12 @@ def surface_figures(found: Found, numbers: Mapping[str, int], where: str, name: 
             plane = run.get("surface", {}).get("plane")
             if isinstance(plane, dict) and _grid(plane) is not None:
                 planes.setdefault(method, plane)
-    figures = [_slices(directions, numbers, where, name)] if directions else []
+    # A grid of methods rarely has more than one reason, and each method's run the same one.
+    reasons = [
+        run["surface"].get("why", {}).get("plane") for runs in found.values() for run in runs if "surface" in run
+    ]
+    without = [] if planes else list(dict.fromkeys(str(reason) for reason in reasons if reason))
+    figures = [_slices(directions, numbers, where, name, without)] if directions else []
     return figures + ([_planes(planes, where, name)] if planes else [])
 
 
@@ -57,6 +62,7 @@ def _slices(
     numbers: Mapping[str, int],
     where: str,
     name: tuple[str, str],
+    without: Sequence[str],
 ) -> Figure:
     methods = list(dict.fromkeys(method for lines in directions.values() for method in lines))
     high = max(_HIGH, 14.0 * len(methods) + 10)
@@ -86,8 +92,8 @@ def _slices(
                               f"{metric} {', '.join(scores)}" if scores else NONE))  # fmt: skip
         caption = (
             "The loss of one run per method on lines through its solution (the dashed mark). A flat valley is a "
-            "solution that small changes do not spoil."
-        )
+            "solution that small changes do not spoil. The base has the tuned head."
+        ) + "".join(f" No plane: {reason}." for reason in without)
         return finish(
             drawing, name=("surface", *name), title=f"{where}: loss around the solutions", caption=caption, table=table
         )
@@ -140,7 +146,8 @@ def _planes(planes: Mapping[str, Mapping[str, Any]], where: str, name: tuple[str
         _key(drawing, levels)
         caption = (
             "The loss in the plane of the way from the base and a random direction, on a part of the examples; the "
-            "stronger the colour, the higher. The ring is the base, the dot the solution. One run per method."
+            "stronger the colour, the higher. The ring is the base with the tuned head, the dot the solution. One run "
+            "per method."
         )
         return finish(
             drawing,

@@ -48,6 +48,13 @@ def _lines(found: Found, part: str, table: str, value: Callable[[Mapping[str, An
     return {method: values for method, values in lines.items() if values}
 
 
+def _over(found: Found, part: str) -> str:
+    """Return how many runs of each method a plot of a part of the analysis is over."""
+    counts = {sum(part in run for run in runs) for runs in found.values()} - {0}
+    low, high = min(counts, default=0), max(counts, default=0)
+    return "One run per method" if high == 1 else f"Means over seeds, n = {low if low == high else f'{low} to {high}'}"
+
+
 def _values(lines: Lines) -> Iterator[float]:
     return (value for values in lines.values() for value in values.values())
 
@@ -69,18 +76,19 @@ def _geometry(
     if distance in [lines for lines, _ in shown]:
         far = {method: max(values, key=lambda layer: values[layer]) for method, values in distance.items()}
         most = max(far, key=lambda method: distance[method][far[method]])
+        what = {"other": "what lies in no layer, such as a pooler (other)"}.get(far[most], far[most])
         said.append(
-            f"{most} moves most: {plain(100 * distance[most][far[most]], 1)} % of the norm of {far[most]}. "
+            f"{most} moves most: {plain(100 * distance[most][far[most]], 1)} % of the norm of {what}. "
             "Distance is the Euclidean norm of the change over that of the base's weights; a new head has no base"
         )
     if density in [lines for lines, _ in shown]:
-        said.append("Selected is the share of a layer's entries that the mask lets train")
+        said.append("Selected is the share of a layer's entries that train: all of them, or those of a fixed mask")
         without = [method for method in found if method not in density]
         if without:
-            said.append(f"No static mask: {listed(without)}")
+            said.append(f"What trains changes from step to step, or is not known: {listed(without)}")
     if any(_scale(list(_values(lines)), whole=False)[2] and min(_values(lines)) == 0 for lines, _ in shown):
         said.append("Marks on the lower edge are 0")
-    said.append("Means over seeds")
+    said.append(_over(found, "geometry"))
     return _panels(shown, numbers, f"{where}: {title}", ". ".join(said) + ".", ("layers", *name))
 
 
@@ -106,6 +114,7 @@ def _similarity(found: Found, numbers: Mapping[str, int], where: str, name: tupl
     }
     if len(examples) == 1:
         said.append(f"On {examples.pop()} examples")
+    said.append(_over(found, "cka"))
     reference = next(iter(before.values()), None)
     return _panels(
         shown, numbers, f"{where}: representations against the base's", ". ".join(said) + ".", ("cka", *name), reference
@@ -215,8 +224,8 @@ def _roles(found: Found, where: str, name: tuple[str, str]) -> Figure | None:
             drawing,
             name=("roles", *name),
             title=f"{where}: what trains and what moves, by role",
-            caption="Percent of the entries of each role that the mask lets train, and how far the role moved: the "
-            "norm of the change over that of the base's weights. Means over seeds; a dash is what a run does not have.",
+            caption="Percent of the entries of each role that train, and how far the role moved: the norm of the "
+            f"change over that of the base's weights. {_over(found, 'geometry')}; a dash is what a run does not have.",
             table=_table([(label, lines) for lines, label in shown], roles, 100.0),
         )
 

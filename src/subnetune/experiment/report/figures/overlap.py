@@ -135,7 +135,9 @@ def _caption(groups: Sequence[Group], what: str, other: str) -> str:
     text = [f"Mean Jaccard index of the entries that {what} have selected: {'; '.join(said[:6])}"]
     if len(said) > 6:
         text[0] += f"; and {len(said) - 6} more"
-    text.append("1 is the same choice, 0 nothing in common; chance is two random choices of the same sizes")
+    text.append(
+        "1 is the same choice, 0 nothing in common; chance is two random choices of the same sizes in each tensor"
+    )
     if any(not _alike(_pairs(_square(group, "chance"))) for group in groups):
         text[-1] += ", in italics above the diagonal where it differs from pair to pair"
     if any(len(group["labels"]) > _MOST_LABELS for group in groups):

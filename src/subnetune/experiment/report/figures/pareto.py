@@ -148,7 +148,13 @@ def _caption(fronts: Mapping[str, Sequence[str]], entries: Sequence[Entry], bloc
     said.append("Filled marks on the dashed line are those that none beats in both; to the left is cheaper")
     said.append("Scores and costs are means over seeds")
     if "time" in fronts:
-        said[-1] += "; times are as measured, whatever else the machine did"
+        said[-1] += ", times medians, as measured, whatever else the machine did"
+    cheap = {name for names in fronts.values() for name in names}
+    nothing = [e.method for e in entries if e.method in cheap and e.summary.n and e.summary.at_majority == e.summary.n]
+    if nothing:
+        said.append(
+            f"On a front, but in no run better than always the same answer, which costs nothing: {listed(nothing)}"
+        )
     mixed = mixed_machines(
         [row for row in rows if (row.group.task, row.group.train_size) == (block.task, block.train_size)]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from subnetune.experiment.comparison import Block
+from subnetune.experiment.comparison import Block, Entry
 from subnetune.experiment.grid.rows import Row
 
 
@@ -51,28 +51,9 @@ def title_of(task: str, size: int | None) -> str:
     return f"{task}, {'all' if size is None else size} training examples"
 
 
-def scores_of(block: Block, rows: Sequence[Row], method: str) -> list[Point]:
-    """Return the scores that a block's mean is over, by seed; of the mean of tasks, where every task has one."""
-    mine = [row for row in rows if (row.group.method, row.group.train_size) == (method, block.train_size)]
-    if block.kind == "task":
-        return sorted(_points(row for row in mine if row.group.task == block.task))
-    if block.kind != "mean":
-        return []
-    tasks = {task for (task, size) in by_task(rows) if size == block.train_size}
-    found: dict[int, dict[str, float]] = {}
-    for row in mine:
-        if row.value is not None:
-            found.setdefault(row.seed, {})[row.group.task] = row.value
-    whole = {seed: values for seed, values in found.items() if set(values) == tasks}
-    return [Point(seed, sum(values.values()) / len(values)) for seed, values in sorted(whole.items())]
-
-
-def _points(rows: Iterable[Row]) -> list[Point]:
-    return [
-        Point(row.seed, row.value, row.result.at_majority)
-        for row in rows
-        if row.value is not None and row.result is not None
-    ]
+def scores_of(entry: Entry) -> list[Point]:
+    """Return the scores that an entry's mean is over, by seed."""
+    return [Point(seed, value, seed in entry.low) for seed, value in entry.values.items()]
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -95,6 +95,18 @@ def test_a_plane_with_a_hole_and_a_layer_without_cka(tmp_path: Path) -> None:
     assert set(only(tmp_path / "b", "cka", {"examples": 9, "layers": layers})) == {"cka"}
 
 
+def test_why_there_is_no_plane_is_said(tmp_path: Path) -> None:
+    line = {"name": "base to tuned", "alphas": [0.0, 1.0], "loss": [1.0, 0.5]}
+    values = {"examples": 4, "directions": [line], "plane": None, "why": {"plane": "too few examples"}}
+    (figure,) = only(tmp_path, "surface", values).values()
+    assert figure.caption.endswith("The base has the tuned head. No plane: too few examples.")
+
+
+def test_how_many_runs_a_plot_is_over_is_said(tmp_path: Path) -> None:
+    (figure, _) = only(tmp_path, "geometry", geometry(0, "full")).values()
+    assert figure.caption.endswith("One run per method.")
+
+
 def test_ranks_that_collapse_are_on_a_logarithmic_axis_with_the_bases(tmp_path: Path) -> None:
     ranks = [(200.0, 90.0), (150.0, 8.0), (120.0, 1.5)]
     layers = [
