@@ -62,6 +62,7 @@ def finish(
     tuning: Tuning,
     tokenizer: Any,
     evaluation: Evaluation,
+    majority: Evaluation,
     seconds: float,
     step: int,
     *,
@@ -82,6 +83,7 @@ def finish(
         total=description.total,
         seconds=round(seconds, 3),
         delta_bytes=run.delta.stat().st_size if write else 0,
+        majority=majority,
     )
     if write:
         write_json(run.metrics, {**result.to_json(), "step": step, "steps": tuning.index})

@@ -109,7 +109,7 @@ def _entry(method: str, runs: _Runs, difference: Difference | None) -> Entry:
         total=max((result.total for result in done), default=0),
         delta_bytes=_mean(result.delta_bytes for result in done),
         seconds=float(median(result.seconds for result in done)) if done else None,
-        peak_memory_bytes=_mean(found for result in done if (found := result.peak_memory_bytes)),
+        peak_memory_bytes=_mean(found for result in done if (found := result.peak_memory_bytes) is not None),
         settings=_shared_settings(runs.rows),
         values=dict(sorted(runs.values.items())),
         low=frozenset(runs.low or ()),

@@ -33,7 +33,7 @@ _PACKAGES = (
 def describe_environment(device: torch.device, world: int) -> dict[str, Any]:
     """Return versions, architecture, device kind, threads and number of processes. No host names, no paths."""
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}},
         "machine": platform.machine(),
         "system": platform.system(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -118,7 +118,8 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Return the version of an installed package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -47,6 +47,7 @@ from subnetune.experiment.schedules import schedule_factor
 from subnetune.experiment.session import check_config_unchanged, dropped_items, say_dropped
 from subnetune.experiment.signals import Stopped, StopSignals, stop_signal
 from subnetune.experiment.tracking import check_installed
+from subnetune.tasks.majority import majority_scores
 from subnetune.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -208,7 +209,8 @@ def _train(config: RunConfig, run: RunDir, accelerator: Accelerator, reporter: R
         put_weights(tuning, progress.best, run.checkpoints)
         reporter.say(f"keeping the weights of step {kept}, the best on {next(iter(eval_sets))}")
     seconds = earlier + time.monotonic() - started
-    result = finish(run, config, tuning, tokenizer, progress.evaluations[kept], seconds, kept, write=main)
+    levels = majority_scores(data)
+    result = finish(run, config, tuning, tokenizer, progress.evaluations[kept], levels, seconds, kept, write=main)
     reporter.result(total, result)
     accelerator.wait_for_everyone()
     tuning.close()

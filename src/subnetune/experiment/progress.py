@@ -103,10 +103,14 @@ class Reporter:
             self.say(f"step {step}/{self._total}  {split}  {shown}")
 
     def result(self, steps: int, result: RunResult) -> None:
-        """Tell the trackers what the run of `steps` optimizer steps came to."""
+        """Tell the trackers what the run of `steps` optimizer steps came to, and say where it learned nothing."""
         values = {f"{split}/{name}": x for split, metrics in result.evaluation.items() for name, x in metrics.items()}
         values |= {"trained": result.trained, "delta_bytes": result.delta_bytes, "seconds": result.seconds}
         self.tracking.log(steps, "result", {f"final/{name}": value for name, value in values.items()})
+        if result.at_majority:
+            split, levels = next(iter(result.majority.items()))
+            level = f"{split} {result.metric} {levels[result.metric]:.4f}"
+            self.say(f"nothing was learned that shows: always the same answer scores as well ({level})")
 
     def _write(self, entry: Mapping[str, Any]) -> None:
         if self._file is not None:

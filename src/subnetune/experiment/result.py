@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class RunResult:
     `metric` and `value` are the headline: the first metric of the first evaluation split, whose metrics are `metrics`;
     `evaluation` has all splits. `path` is the run directory (or the delta that was evaluated), `trained` of `total`
     entries trained, `seconds` is wall time over all parts of a resumed run, `finished` is False only while it lasts.
+    `majority` has the shape of `evaluation`: what always the same answer scores ({} where that is not known).
     """
 
     metric: str
@@ -53,15 +54,31 @@ class RunResult:
     delta_bytes: int
     evaluation: Evaluation
     finished: bool = True
+    majority: Evaluation = field(default_factory=dict)
+
+    @property
+    def at_majority(self) -> bool | None:
+        """Whether the first split's scores are by no metric above always the same answer's (None: not known)."""
+        levels = self.majority.get(next(iter(self.evaluation), ""), {})
+        return no_better(self.metrics, levels, self.metric)
 
     @staticmethod
     def of(
-        evaluation: Evaluation, *, path: Path, trained: int, total: int, seconds: float, delta_bytes: int
+        evaluation: Evaluation,
+        *,
+        path: Path,
+        trained: int,
+        total: int,
+        seconds: float,
+        delta_bytes: int,
+        majority: Evaluation | None = None,
     ) -> RunResult:
         """Return the result whose headline is the first metric of the first split of `evaluation`."""
         metrics = next(iter(evaluation.values()))
         metric, value = next(iter(metrics.items()))
-        return RunResult(metric, value, metrics, path, trained, total, seconds, delta_bytes, evaluation)
+        return RunResult(
+            metric, value, metrics, path, trained, total, seconds, delta_bytes, evaluation, majority=majority or {}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `metrics.json`, without the path (a run directory may be moved)."""

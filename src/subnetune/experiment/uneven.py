@@ -66,6 +66,10 @@ def _data(place: str, runs: Sequence[tuple[Row, CellResult]]) -> Iterator[str]:
 def _settings(place: str, runs: Sequence[tuple[Row, CellResult]]) -> Iterator[str]:
     for method in dict.fromkeys(row.group.method for row, _ in runs):
         own = [result.settings for row, result in runs if row.group.method == method]
+        silent = [name for name in SETTINGS if 0 < sum(name in settings for settings in own) < len(own)]
+        if names := [name.replace("_", " ") for name in silent if name not in _FOLLOWS]:
+            said = ", ".join(names)
+            yield f"Not all runs of {method} on {place} say their {said}: they may differ in more than the seed."
         for name in SETTINGS:
             values = _unique(settings[name] for settings in own if settings.get(name) is not None)
             if len(values) > 1 and name not in _FOLLOWS:

@@ -36,7 +36,7 @@ def verdicts(
         if block.kind == "mean":
             tasks = [other for other in blocks if other.kind == "task" and other.train_size == block.train_size]
             found += _over_tasks(baseline, block, tasks, _examples(block, sizes))
-    found += _by_chance(blocks)
+    found += [*_by_chance(blocks), *_one_seed(blocks, sizes)]
     for block in blocks:
         if block.kind != "mean":
             found += _on(baseline, block, block.task + _examples(block, sizes))
@@ -130,6 +130,17 @@ def _by_chance(blocks: Sequence[Block]) -> Iterator[str]:
         )
 
 
+def _one_seed(blocks: Sequence[Block], sizes: set[int | None]) -> Iterator[str]:
+    """Yield about whom nothing can be said, for all tables at once in which they are the same methods."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for block in blocks:
+        single = [entry.method for entry in block.entries if standing(entry, block) == "single"]
+        if single and block.kind != "mean" and learned(block):
+            places.setdefault((_listed(single), _examples(block, sizes)), []).append(block.task)
+    for (who, examples), tasks in places.items():
+        yield f"Too few seeds (n = 1) for any statement about {who} on {_listed(tasks)}{examples}."
+
+
 def _of_mean(baseline: str, entry: Entry, block: Block) -> str:
     here = standing(entry, block)
     if entry.difference is None or here in ("none", "single"):
@@ -198,7 +209,7 @@ def _sentences(baseline: str, block: Block, entries: Sequence[Entry], place: str
         neither = f"Neither {baseline} nor {_names(group, 'nor')}"
         what = f"learned {place}" if block.kind == "task" else f"does better than always the same answer on {place}"
         yield f"{neither} {what}: nothing can be said about their difference."
-    if group := sorted_out.get("single", []):
+    if block.kind == "mean" and (group := sorted_out.get("single", [])):  # `_one_seed` says the others
         yield f"Too few seeds (n = 1) for any statement about {_names(group)} on {place}."
     if group := sorted_out.get("none", []):
         yield f"No seed is finished on {place} that {baseline} has as well: nothing can be said about {_names(group)}."
@@ -243,7 +254,10 @@ def _p(value: float) -> str:
 
 
 def _names(group: Sequence[tuple[str, Difference]], word: str = "and") -> str:
-    names = [method for method, _ in group]
+    return _listed([method for method, _ in group], word)
+
+
+def _listed(names: Sequence[str], word: str = "and") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 

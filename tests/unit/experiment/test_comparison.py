@@ -215,7 +215,7 @@ LEVEL = {"hans": {"accuracy": 0.5}}
 
 
 def test_a_cost_that_is_not_known_is_in_no_mean() -> None:
-    rows = [made_row("rte", "full", seed, 0.6, peak_memory_bytes=found) for seed, found in enumerate((0, 10, 20))]
+    rows = [made_row("rte", "full", seed, 0.6, peak_memory_bytes=found) for seed, found in enumerate((None, 10, 20))]
     assert block_of(rows).entries[0].peak_memory_bytes == 15
     assert block_of(rows[:1]).entries[0].peak_memory_bytes is None
 

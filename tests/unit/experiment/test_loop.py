@@ -126,9 +126,24 @@ def test_the_run_directory_explains_itself(root: Path, tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["status"] == "finished"
     assert (metrics["metric"], metrics["value"]) == (result.metric, result.value)
+    labels = [line.rpartition(",")[2] for line in (root / "dev.csv").read_text().splitlines()[1:]]
+    answers = [line.rpartition(",")[2] for line in (root / "train.csv").read_text().splitlines()[1:]]
+    always = max(sorted(set(answers)), key=answers.count)
+    assert metrics["majority"]["dev"]["accuracy"] == pytest.approx(labels.count(always) / len(labels))
     assert result.delta_bytes == (tmp_path / "run" / "delta.safetensors").stat().st_size
     assert selected < result.trained <= selected + 2 * 16 + 2 + 16 * 16 + 16  # the mask, head, and at most the pooler
     assert result.trained < result.total
+
+
+@pytest.mark.filterwarnings("ignore:.*are also in train")
+@pytest.mark.parametrize("lr", [1e-12, 5e-3])
+def test_a_run_that_learned_nothing_is_told(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lr: float
+) -> None:
+    values = options(root, output=str(tmp_path / "run"), dev_file=str(root / "train.csv"), method="full", keep=None)
+    result = run(**values | {"lr": lr, "epochs": 10, "max_steps": 100})
+    told = "always the same answer scores as well (dev accuracy " in capsys.readouterr().err
+    assert told is result.at_majority is (lr < 1e-3)
 
 
 def test_limits_and_the_last_epoch_that_is_cut(root: Path, tmp_path: Path) -> None:

@@ -168,6 +168,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(root: Path) -> nn.Module:
     made, _ = load_pretrained(str(root / "model"), "AutoModelForSequenceClassification", labels={0: "no", 1: "yes"})
+    with torch.no_grad():  # as drawn, all texts look alike, and standardised features are the rounding's
+        for module in made.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.mul_(20.0)
     return made
 
 
@@ -201,7 +205,7 @@ def test_what_is_measured_is_dev_by_a_head_fitted_on_train(root: Path, model: An
         known, new = (pooled(model, tokenizer, read[split]) for split in SPLITS)
         answers = fit_and_predict(task, known, [label(row[2]) for row in read["train"]], {"dev": new})["dev"]
         wanted = compute_metrics(task, answers, [label(row[2]) for row in read["dev"]])
-        assert found[name] == pytest.approx(wanted, abs=1e-4)
+        assert found[name] == pytest.approx(wanted, abs=1e-5)
         assert list(found[name]) == list(task.metrics)
 
 

@@ -43,6 +43,15 @@ def test_runs_of_a_method_that_differ_in_more_than_the_seed_are_told() -> None:
     assert uneven(rows) == ("The runs of full on rte differ in lr (0.0001, 0.0002), not in the seed alone.",)
 
 
+def test_a_setting_that_some_runs_do_not_say_is_told() -> None:
+    said, silent = {**LAST, "gradients": "full", "keep": None}, {name: LAST[name] for name in LAST if name != "steps"}
+    rows = [made_row("rte", "full", seed, 0.5, settings=one) for seed, one in ((1, said), (2, silent))]
+    assert uneven(rows) == (
+        "Not all runs of full on rte say their keep, gradients: they may differ in more than the seed.",
+    )
+    assert uneven([*rows[:1], made_row("rte", "bitfit", 2, 0.5, settings=silent)]) == ()
+
+
 def test_the_best_of_several_beside_the_last_is_told() -> None:
     rows = [made_row("rte", "full", 1, 0.5, settings=LAST, size=size) for size in (300, None)]
     rows += [made_row("rte", "bitfit", 1, 0.6, settings={**LAST, "policy": "best"}, size=None)]

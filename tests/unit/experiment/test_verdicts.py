@@ -72,6 +72,17 @@ def test_one_seed_allows_no_statement() -> None:
     assert sentence == "Too few seeds (n = 1) for any statement about lora and bitfit on mrpc."
 
 
+def test_one_seed_on_several_tables_is_said_once() -> None:
+    rows = [row for task in ("mrpc", "rte") for row in made_rows(task, {"full": [0.6], "lora": [0.9], "bitfit": [0.7]})]
+    rows += made_rows("cola", {"full": [0.3], "lora": [0.2]}, size=300)
+    found = [sentence for sentence in said(rows) if sentence.startswith("Too few")]
+    assert found[-2:] == [
+        "Too few seeds (n = 1) for any statement about lora and bitfit on mrpc and rte at 500 examples.",
+        "Too few seeds (n = 1) for any statement about lora on cola at 300 examples.",
+    ]
+    assert not any(" on mrpc" in sentence for sentence in found[:-2])
+
+
 def test_no_common_seed_allows_no_statement() -> None:
     found = said(made_rows("mrpc", {"full": [0.6, None], "lora": [None, 0.9]}, size=None))
     assert found == (

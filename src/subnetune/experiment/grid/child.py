@@ -10,7 +10,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from subnetune.core.errors import SubnetuneError
 from subnetune.core.files import atomic_write
@@ -21,9 +21,6 @@ from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.memory import PeakMemory
 from subnetune.experiment.result import RunResult
 from subnetune.experiment.rundir import RunDir, read_json, write_json
-
-if TYPE_CHECKING:
-    from subnetune.tasks.types import TaskData
 
 # What the machine refuses, also where a library has wrapped it in an error of its own: no result of a cell.
 _REFUSED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE))
@@ -85,7 +82,7 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
     done_training()
     seed_everything(config.seed, "measure")  # whether this process trained or not
     data = load_data(config)
-    extra = _extras(grid, cell, config, run, data) if cell.stage == "run" else {}
+    extra = _extras(grid, cell, config, run, trained) if cell.stage == "run" else {}
     environment = read_json(run.environment)
     return CellResult(
         "done",
@@ -104,20 +101,23 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
 
 
 @contextlib.contextmanager
-def _peak_memory(run: RunDir) -> Iterator[list[int]]:
+def _peak_memory(run: RunDir) -> Iterator[list[int | None]]:
     """Measure the training's peak memory over all processes that take part, in `memory.json`: the list's one number.
 
-    0, unknown, where an earlier one was killed before it could say what it had seen: the selection, or all of it.
+    None, unknown, where an earlier one was killed before it could say what it had seen: the selection, or all of it.
     """
-    file, found = run.path / "memory.json", [0]
-    known = file.is_file()
-    before = read_json(file)["peak_memory_bytes"] if known else 0
-    unseen = (known and not before) or (not known and (run.metrics.is_file() or any(run.checkpoints.glob("*"))))
+    file = run.path / "memory.json"
+    found: list[int | None] = [None]
+    if file.is_file():
+        before = read_json(file)["peak_memory_bytes"]
+    else:
+        before = None if run.metrics.is_file() or any(run.checkpoints.glob("*")) else 0
     memory = PeakMemory()
     try:
         yield found
     finally:
-        found[0] = 0 if unseen else max(memory.bytes(), before)
+        now = memory.bytes()
+        found[0] = None if now is None or before is None else max(now, before)
         write_json(file, {"peak_memory_bytes": found[0]})
 
 
@@ -145,11 +145,9 @@ def _begin(cell: Cell, run: RunDir, threads: int) -> RunConfig:
     return config
 
 
-def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, data: TaskData) -> dict[str, Any]:
+def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, trained: RunResult) -> dict[str, Any]:
     """Return the majority level, and what the tuned model does on other tasks; leave the analysis in the folder."""
-    from subnetune.tasks.majority import majority_scores
-
-    found: dict[str, Any] = {"majority": majority_scores(data), "skipped": {}}
+    found: dict[str, Any] = {"majority": trained.majority, "skipped": {}}
     if grid.transfer or grid.probes:
         found |= _elsewhere(grid, config, run)
     if grid.analyse != "none":

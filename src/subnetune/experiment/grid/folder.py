@@ -47,7 +47,7 @@ class CellResult:
     `settings` are the options that matter for comparing: lr, epochs, batch_size, schedule, warmup, weight_decay, clip,
     dropout, steps, train_examples, max_length, keep, precision, engine, threads, accumulate, policy, gradients, with.
     `max_transfer` is the grid's when transfer sets and probes were measured. `peak_memory_bytes` is beyond the process
-    before the model was loaded; 0 where no process saw all of the training. A failed cell has `error` and nothing
+    before the model was loaded; None where no process saw all of the training. A failed cell has `error` and nothing
     else that counts.
     """
 
@@ -66,7 +66,7 @@ class CellResult:
     total: int = 0
     delta_bytes: int = 0
     seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    peak_memory_bytes: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None

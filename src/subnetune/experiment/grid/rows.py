@@ -113,7 +113,7 @@ def _cells(row: Row, scores: Iterable[str]) -> list[object]:
         *(_number(known.get(name)) for name in scores),
         *(result.settings.get(name, row.setting.get(name, "")) for name in SETTINGS),
         *((result.trained, result.total, result.delta_bytes) if done else ("", "", "")),
-        *((result.seconds, result.peak_memory_bytes or "") if done else ("", "")),
+        *((result.seconds, result.peak_memory_bytes) if done else ("", "")),
         as_text(without_folders(f"{result.error['type']}: {result.error['message']}")) if result.error else "",
         row.name,
     ]

@@ -37,7 +37,7 @@ def runs_table(rows: Sequence[Row]) -> Table:
                 for metric, value in metrics.items()
             ][1:]
         )
-        memory = result.peak_memory_bytes or None if result else None
+        memory = result.peak_memory_bytes if result else None
         values = (
             words(row.state, row.state),
             words(result.metric if result else ""),

@@ -116,7 +116,7 @@ def _result(run: _Run) -> CellResult | None:
         "engine": str(environment.get("engine", "")).partition(":")[0],
         "with": " ".join(map(str, config.with_)),
     }
-    names = ("metric", "value", "evaluation", "trained", "total", "delta_bytes", "seconds")
+    names = ("metric", "value", "evaluation", "majority", "trained", "total", "delta_bytes", "seconds")
     settings = {name: value for name, value in (known | measured).items() if value not in (None, "")}
     return CellResult(
         "done", **{n: metrics[n] for n in names if n in metrics}, settings=settings, environment=environment

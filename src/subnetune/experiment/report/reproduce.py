@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from subnetune.experiment.environment import version_of
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.places import FILES
 from subnetune.experiment.grid.rows import Row
@@ -19,6 +20,7 @@ from subnetune.experiment.report.numbers import NONE, plural, train_size
 from subnetune.experiment.report.source import Runs
 from subnetune.experiment.report.table import Column, Line, Table, Value, number, words
 
+_OF_THE_PAGE = ("subnetune", "numpy", "scipy", "matplotlib")
 _MACHINE = ("machine", "system", "device", "threads", "world")
 
 
@@ -97,7 +99,9 @@ def _versions(rows: Sequence[Row]) -> Table:
         for (package, version), n in found.items()
     )
     columns = (Column("package"), Column("version"), Column("runs (n)", "number"))
-    return Table("versions", "Versions", columns, lines, sortable=False)
+    own = ", ".join(f"{name} {version_of(name)}" for name in _OF_THE_PAGE)
+    note = f"Of the runs. The statistics and plots of this page were made with {own}."
+    return Table("versions", "Versions", columns, lines, note, sortable=False)
 
 
 def _machines(rows: Sequence[Row]) -> Table:

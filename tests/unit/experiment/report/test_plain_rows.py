@@ -47,6 +47,14 @@ def test_what_a_run_does_not_say_is_blank_and_not_a_number(tmp_path: Path) -> No
     assert block.entries[0].summary.at_majority is None
 
 
+def test_a_run_that_says_the_majority_level_is_held_against_it(tmp_path: Path) -> None:
+    for name, seed, value in (("a", 42, 0.61), ("b", 52, 0.53)):
+        levels = {"dev": {"accuracy": 0.53}}
+        write_plain_run(tmp_path / name, config(seed=seed), {**finished(value), "majority": levels})
+    block = compare_rows(plain_rows(tmp_path), "full").blocks[0]
+    assert (block.majority, block.entries[0].summary.at_majority) == (0.53, 1)
+
+
 def test_a_folder_that_is_one_run_has_one_row(tmp_path: Path) -> None:
     write_plain_run(tmp_path / "a", config(max_train=300), finished(0.61))
     (row,) = plain_rows(tmp_path / "a")

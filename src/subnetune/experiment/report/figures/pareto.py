@@ -179,7 +179,7 @@ def _table(entries: Sequence[Entry], fronts: Mapping[str, Sequence[str]]) -> lis
     for entry in entries:
         on = ", ".join(word for word, names in fronts.items() if entry.method in names)
         rows.append(
-            (entry.method, score(entry.summary.mean), duration(entry.seconds), size(entry.peak_memory_bytes or None),
+            (entry.method, score(entry.summary.mean), duration(entry.seconds), size(entry.peak_memory_bytes),
              size(entry.delta_bytes or None), on or "–")
         )  # fmt: skip
     return rows
