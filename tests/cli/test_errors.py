@@ -141,7 +141,7 @@ def test_a_method_that_was_left_out_is_told_why(capsys: pytest.CaptureFixture[st
 
 
 def test_help_answers_soon_and_loads_no_torch() -> None:
-    # Half a second on a common machine; on any, less than twice what the command line's libraries take by themselves.
+    # Half a second; on a slow processor three times what the libraries of the command line take by themselves.
     libraries = [sys.executable, "-c", "import pydantic, yaml, typer.main, typer.rich_utils"]
     seconds: dict[str, list[float]] = {"libraries": [], "help": []}
     for name, command in [("libraries", libraries), ("help", [*MAIN, "--help"])] * 3:
@@ -151,7 +151,7 @@ def test_help_answers_soon_and_loads_no_torch() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert all(name in shown.stdout for name in ("train", "evaluate", "predict", "score", "methods", "delta", "demo"))
-    assert 0 < min(seconds["help"]) < 2 * min(seconds["libraries"])
+    assert 0 < min(seconds["help"]) < max(0.5, 3 * min(seconds["libraries"]))
     code = "import sys, subnetune.cli.main; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert loaded.stdout.strip() == "[]"

@@ -20,6 +20,7 @@ from conformance.table import (
     Case,
     Row,
     chosen,
+    each_method_once,
     each_row_once,
     finished,
     ids,
@@ -35,7 +36,8 @@ from subnetune.methods import METHODS
 from tiny import bits, differing
 
 each_case = pytest.mark.parametrize("case", chosen(CASES, each_row_once))
-bert_case = pytest.mark.parametrize("case", BERT_CASES, ids=ids(BERT_CASES))
+each_method = pytest.mark.parametrize("case", chosen(CASES, each_method_once))
+bert_case = pytest.mark.parametrize("case", chosen(BERT_CASES, each_method_once))
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
 
 
@@ -71,7 +73,7 @@ def plain_loop(model: nn.Module, case: Case, data: list[dict[str, Tensor]]) -> N
         optimizer.zero_grad()
 
 
-@each_case
+@each_method
 def test_selecting_everything_is_plain_training_bit_for_bit(case: Case) -> None:
     data = case.batches(4, seed=2)
     plain, tuned = case.build(dropout=False), case.build(dropout=False)

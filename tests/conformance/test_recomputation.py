@@ -44,7 +44,7 @@ def test_blocks_that_are_run_again_whole(rules: tuple[ForwardRule, ...], reentra
     assert differing(one(bind(rules, together(None))), one(bind(rules, together(reentrant)))) == []
 
 
-@pytest.mark.parametrize("ours", [0, 1, 2], ids=["first", "between", "last"])
+@pytest.mark.parametrize("ours", [0, pytest.param(1, marks=pytest.mark.slow), 2], ids=["first", "between", "last"])
 @pytest.mark.parametrize("again", [False, True], ids=["", "later-in-the-step"])
 @pytest.mark.parametrize("make", [build, together], ids=["inside", "around"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from conformance.table import CASES, Case, each_row_once, learns, train
+from conformance.table import CASES, Case, each_method_once, learns, train
 from distributed import lean_job, priming_job
 from subnetune import methods
 from subnetune.core.errors import LifeCycleError
@@ -29,7 +29,7 @@ from tiny import bits
 
 def by_default(case: Case) -> bool:
     """Whether the default run has it: where nothing selects, there is no mask to differ."""
-    return each_row_once(case) and case.row.recipe().selector is not None
+    return each_method_once(case) and case.row.recipe().selector is not None
 
 
 MASK_CASES = [case for case in CASES if case.model in ("bert", "llama-lm", "t5")]

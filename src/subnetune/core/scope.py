@@ -93,11 +93,10 @@ def resolve(scope: Scope, structure: Structure, new: tuple[str, ...] = ()) -> Re
     if len(rest) > 1:
         raise UsageError("Scope: '*' stands in both `selected` and `whole`; what no other pattern claims has one kind")
     if rest:
+        adapted = structure.adapted()
         for name in set(structure.names) - set(claims) - excluded - structure.set_aside():
             # On an adapted model the rest means what the adapter library made trainable.
-            if structure.read(name).is_floating_point() and (
-                not structure.adapted() or structure.read(name).requires_grad
-            ):
+            if structure.read(name).is_floating_point() and (not adapted or structure.read(name).requires_grad):
                 claims[name] = (rest[0], "*")
     for name, (_, pattern) in claims.items():
         if not structure.read(name).is_floating_point():
