@@ -4,7 +4,8 @@
 
 Both folders hold a results.csv. Cells are matched by their names, which carry a hash of all that decides their result.
 On the same processor and versions the scores are equal to the last digit; elsewhere they differ by what rounding does
-to training. Ends with 1 where no cell is in both.
+to training. Cells of other options (`--no-bf16`) have other names: they are held beside the one of the same task, method,
+train size and seed. Ends with 1 where there is none of either.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def scores(folder: Path) -> dict[str, dict[str, str]]:
         return {row["cell"]: row for row in csv.DictReader(lines) if row["state"] == "done"}
 
 
+def place(row: dict[str, str]) -> tuple[str, ...]:
+    """Return what a cell is of, whatever its options."""
+    return row["task"], row["method"], row["train_size"], f"seed {row['seed']}"
+
+
 def main() -> None:
     """Print the cells that differ and how many are equal."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,13 +37,17 @@ def main() -> None:
     options = made.parse_args()
     new, old = scores(options.new), scores(options.old)
     both = [name for name in new if name in old]
-    if not both:
+    places = {place(row): row for row in old.values()}
+    others = [row for name, row in new.items() if name not in old and place(row) in places]
+    if not both and not others:
         raise SystemExit(f"no finished cell is in both {options.new} and {options.old}")
+    for row in others:
+        print(f"{' '.join(place(row))}: {row['value']} here, {places[place(row)]['value']} there, with other options")
     differing = [name for name in both if new[name]["value"] != old[name]["value"]]
     for name in differing:
         print(f"{name}: {new[name]['value']} here, {old[name]['value']} there")
     print(f"{len(both) - len(differing)} of {len(both)} cells that are in both have the same score to the last digit")
-    if only := len(new) - len(both):
+    if only := len(new) - len(both) - len(others):
         print(f"{only} finished cells are in {options.new} alone")
 
 
