@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from subnetune.core.errors import UsageError, nearest
 from subnetune.experiment.comparison_text import markdown_tables, statistics_csv, table_text
 from subnetune.experiment.comparison_types import Block, Comparison, Entry
+from subnetune.experiment.grid.folder import CellResult
 from subnetune.experiment.grid.rows import SETTINGS, Row
 from subnetune.experiment.result import Evaluation, no_better
 from subnetune.experiment.statistics import Difference, holm, paired, summarise
@@ -67,15 +68,18 @@ def _blocks(rows: Sequence[Row], size: int | None, baseline: str) -> Iterator[Bl
         }
         yield _block("mean", f"mean of {len(tasks)} tasks", size, metric, None, runs, baseline)
     for task, found in tasks.items():
-        own = {method: _task_runs(its) for method, its in _by_method(found).items()}
+        common = _common(_own_levels(row) for row in found)
+        own = {method: _task_runs(its, common) for method, its in _by_method(found).items()}
         yield _block("task", task, size, _metric(found), _majority(found), own, baseline)
     for kind in ("transfer", "probe"):
         for task, found in tasks.items():
             for name, metric in _sets(found, kind).items():
                 alike = measured_alike(found, kind, name, baseline)
-                other = {m: _other_runs(its, alike, kind, name, metric) for m, its in _by_method(found).items()}
+                common = _common(_levels(row, kind).get(name, {}) for row in alike)
+                other = {m: _other_runs(its, alike, kind, name, metric, common) for m, its in _by_method(found).items()}
                 level = _agreed(_levels(row, kind).get(name, {}).get(metric) for row in alike if row.state == "done")
-                yield _block(kind, f"{name} (trained on {task})", size, metric, level, other, baseline)
+                probe = "probe, " if kind == "probe" else ""  # a set may be both
+                yield _block(kind, f"{name} ({probe}trained on {task})", size, metric, level, other, baseline)
 
 
 def _block(
@@ -108,29 +112,58 @@ def _entry(method: str, runs: _Runs, difference: Difference | None) -> Entry:
         trained=max((result.trained for result in done), default=0),
         total=max((result.total for result in done), default=0),
         delta_bytes=_mean(result.delta_bytes for result in done),
-        seconds=float(median(result.seconds for result in done)) if done else None,
-        peak_memory_bytes=_mean(found for result in done if (found := result.peak_memory_bytes) is not None),
+        seconds=_over_tasks(runs.rows, _median_seconds),
+        peak_memory_bytes=_over_tasks(runs.rows, _mean_memory),
         settings=_shared_settings(runs.rows),
         values=dict(sorted(runs.values.items())),
         low=frozenset(runs.low or ()),
     )
 
 
+def _over_tasks(rows: Sequence[Row], cost: Callable[[list[CellResult]], float | None]) -> float | None:
+    """Return the mean of the tasks' costs; None where that of a task is not known: it may be the dearest."""
+    tasks: dict[str, list[CellResult]] = {}
+    for row in rows:
+        if row.result is not None and row.state == "done":
+            tasks.setdefault(row.group.task, []).append(row.result)
+    costs = [cost(found) for found in tasks.values()]
+    return None if None in costs else _mean(one for one in costs if one is not None)
+
+
+def _median_seconds(done: list[CellResult]) -> float | None:
+    return float(median(result.seconds for result in done))
+
+
+def _mean_memory(done: list[CellResult]) -> float | None:
+    return _mean(found for result in done if (found := result.peak_memory_bytes) is not None)
+
+
 # -- what the runs of a method are worth ------------------------------------------------------------------------------
 
 
-def _task_runs(rows: Sequence[Row]) -> _Runs:
+def _task_runs(rows: Sequence[Row], common: Mapping[str, float]) -> _Runs:
+    """Return the runs by their score; one that does not say its majority level is held against the `common` one."""
     values = {row.seed: row.value for row in rows if row.value is not None}
-    at_majority = {r.seed: r.result.at_majority for r in rows if r.result is not None and r.state == "done"}
+    at_majority = {
+        row.seed: no_better(
+            {**next(iter(row.result.evaluation.values()), {}), row.result.metric: row.value},
+            _own_levels(row) or common,
+            row.result.metric,
+        )
+        for row in rows
+        if row.result is not None and row.value is not None
+    }
     return _Runs(rows, values, len(rows), _failed(rows), _low(at_majority))
 
 
-def _other_runs(rows: Sequence[Row], alike: Sequence[Row], kind: str, name: str, metric: str) -> _Runs:
+def _other_runs(
+    rows: Sequence[Row], alike: Sequence[Row], kind: str, name: str, metric: str, common: Mapping[str, float]
+) -> _Runs:
     """Return the runs by their score elsewhere: on a transfer set, or of a probe; of rows in `alike` alone."""
     found = {row.seed: _elsewhere(row, kind).get(name, {}).get(metric) for row in rows if row in alike}
     values = {seed: value for seed, value in found.items() if value is not None}
     at_majority = {
-        row.seed: no_better(_elsewhere(row, kind)[name], _levels(row, kind).get(name, {}), metric)
+        row.seed: no_better(_elsewhere(row, kind)[name], _levels(row, kind).get(name) or common, metric)
         for row in rows
         if row in alike and row.seed in values
     }
@@ -179,6 +212,16 @@ def _levels(row: Row, kind: str) -> Evaluation:
         return row.result.probe_majority
     own = {f"{row.group.task}/{split}": levels for split, levels in row.result.majority.items()}
     return {**own, **row.result.transfer_majority}
+
+
+def _own_levels(row: Row) -> Mapping[str, float]:
+    return {} if row.result is None else next(iter(row.result.majority.values()), {})
+
+
+def _common(levels: Iterable[Mapping[str, float]]) -> Mapping[str, float]:
+    """Return the levels that all runs have which say some; {} where they differ or none does."""
+    known = [one for one in levels if one]
+    return known[0] if known and all(one == known[0] for one in known) else {}
 
 
 def _sets(rows: Sequence[Row], kind: str) -> dict[str, str]:

@@ -24,8 +24,8 @@ class Entry:
     trained: int  # entries that train
     total: int
     delta_bytes: float | None  # mean over seeds
-    seconds: float | None  # median: a machine that stood still for a while is no cost of the method
-    peak_memory_bytes: float | None  # mean
+    seconds: float | None  # median: a machine that stood still for a while is no cost of the method; of tasks the mean
+    peak_memory_bytes: float | None  # mean over the runs where it is known; None of tasks where one has none
     settings: dict[str, Any] = field(default_factory=dict)  # what all its runs share, by the names of rows.SETTINGS
     values: Mapping[int, float] = field(default_factory=dict)  # by seed: what the mean is over
     low: frozenset[int] = frozenset()  # the seeds of them that learned nothing

@@ -97,7 +97,9 @@ def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[Any]
     Raises UsageError where the device computes bfloat16 only by emulation, which is slow and gains nothing.
     """
     if enabled and not has_bf16(device):
-        raise UsageError(f"--bf16 needs hardware with bfloat16 and this {device.type} has none; leave it out, or give --no-bf16")
+        raise UsageError(
+            f"--bf16 needs hardware with bfloat16 and this {device.type} has none; leave it out, or give --no-bf16"
+        )
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

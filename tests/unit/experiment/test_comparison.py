@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
@@ -167,7 +168,7 @@ def test_transfer_sets_and_probes_are_tables_with_their_first_metric() -> None:
     assert [entry.summary.mean for entry in hans.entries] == [pytest.approx(0.505), pytest.approx(0.605)]
     assert hans.entries[0].summary.at_majority is None  # what always the same answer scores is not known
     cola = block_of(rows, "probe")
-    assert (cola.task, cola.metric) == ("cola (trained on mnli)", "matthews_correlation")
+    assert (cola.task, cola.metric) == ("cola (probe, trained on mnli)", "matthews_correlation")
     assert cola.entries[1].difference is not None
     assert cola.entries[1].difference.mean == pytest.approx(0.1)
 
@@ -218,6 +219,41 @@ def test_a_cost_that_is_not_known_is_in_no_mean() -> None:
     rows = [made_row("rte", "full", seed, 0.6, peak_memory_bytes=found) for seed, found in enumerate((None, 10, 20))]
     assert block_of(rows).entries[0].peak_memory_bytes == 15
     assert block_of(rows[:1]).entries[0].peak_memory_bytes is None
+
+
+def test_costs_of_several_tasks_count_each_task_alike_and_are_unknown_where_one_is() -> None:
+    rows = [made_row("cola", "full", seed, 0.6, seconds=s, peak_memory_bytes=4) for seed, s in enumerate((1, 2, 30))]
+    rows += [
+        made_row("rte", "full", seed, 0.6, seconds=100, peak_memory_bytes=m) for seed, m in enumerate((8, None, 8))
+    ]
+    entry = block_of(rows, "mean").entries[0]
+    assert (entry.seconds, entry.peak_memory_bytes) == (51, 6)
+    unknown = [replace(row, result=replace(row.result, peak_memory_bytes=None)) for row in rows[3:] if row.result]
+    assert block_of([*rows[:3], *unknown], "mean").entries[0].peak_memory_bytes is None
+
+
+def test_a_level_that_some_runs_say_holds_for_those_that_do_not() -> None:
+    """A grid that was begun before levels were written down goes on with runs that have them."""
+    rows = [
+        made_row(
+            *("mnli", method, seed, 0.8 if seed else 0.4),
+            transfer={"hans": {"accuracy": 0.5}},
+            transfer_majority={"hans": {"accuracy": 0.5}} if seed > 2 else {},
+            majority=0.4 if seed > 2 else None,
+        )
+        for method in ("full", "lora")
+        for seed in range(5)
+    ]
+    (own, hans) = compare_rows(rows, "full").blocks
+    assert [entry.summary.at_majority for entry in hans.entries] == [5, 5]
+    assert [entry.low for entry in own.entries] == [{0}, {0}]
+    assert "no method does better than always the same answer" in " ".join(compare_rows(rows, "full").verdicts)
+
+
+def test_a_set_that_is_both_has_a_table_of_each_name() -> None:
+    scores = {"rte": {"accuracy": 0.5}}
+    found = compare_rows([made_row("mnli", "full", 0, 0.8, transfer=scores, probes=scores)], "full").blocks
+    assert [block.task for block in found] == ["mnli", "rte (trained on mnli)", "rte (probe, trained on mnli)"]
 
 
 def test_a_finished_run_without_the_set_is_missing_there_and_a_failed_one_failed() -> None:

@@ -19,7 +19,7 @@ from subnetune.experiment.grid.cells import FILES, NOT_IN_HASH, Cell, describe_c
 from subnetune.experiment.grid.config import GridConfig
 from subnetune.experiment.grid.folder import CellResult, GridFolder
 from subnetune.experiment.grid.memory import PeakMemory
-from subnetune.experiment.result import RunResult
+from subnetune.experiment.result import Evaluation, RunResult
 from subnetune.experiment.rundir import RunDir, read_json, write_json
 
 # What the machine refuses, also where a library has wrapped it in an error of its own: no result of a cell.
@@ -75,6 +75,7 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
     from subnetune.experiment.environment import seed_everything
     from subnetune.experiment.loop import train
     from subnetune.experiment.session import load_data
+    from subnetune.tasks.majority import majority_scores
 
     config = _begin(cell, run, threads)
     with _peak_memory(run) as peak:
@@ -82,7 +83,7 @@ def _measured(grid: GridConfig, cell: Cell, run: RunDir, threads: int, done_trai
     done_training()
     seed_everything(config.seed, "measure")  # whether this process trained or not
     data = load_data(config)
-    extra = _extras(grid, cell, config, run, trained) if cell.stage == "run" else {}
+    extra = _extras(grid, cell, config, run, trained.majority or majority_scores(data)) if cell.stage == "run" else {}
     environment = read_json(run.environment)
     return CellResult(
         "done",
@@ -110,8 +111,10 @@ def _peak_memory(run: RunDir) -> Iterator[list[int | None]]:
     found: list[int | None] = [None]
     if file.is_file():
         before = read_json(file)["peak_memory_bytes"]
+        file.unlink()  # where this process is killed too, nothing says what it has seen
     else:
-        before = None if run.metrics.is_file() or any(run.checkpoints.glob("*")) else 0
+        left = (run.scoring, run.checkpoints)
+        before = None if run.metrics.is_file() or any(any(folder.glob("*")) for folder in left) else 0
     memory = PeakMemory()
     try:
         yield found
@@ -145,9 +148,9 @@ def _begin(cell: Cell, run: RunDir, threads: int) -> RunConfig:
     return config
 
 
-def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, trained: RunResult) -> dict[str, Any]:
-    """Return the majority level, and what the tuned model does on other tasks; leave the analysis in the folder."""
-    found: dict[str, Any] = {"majority": trained.majority, "skipped": {}}
+def _extras(grid: GridConfig, cell: Cell, config: RunConfig, run: RunDir, majority: Evaluation) -> dict[str, Any]:
+    """Return the majority level too, and what the tuned model does on other tasks; leave the analysis in the folder."""
+    found: dict[str, Any] = {"majority": majority, "skipped": {}}
     if grid.transfer or grid.probes:
         found |= _elsewhere(grid, config, run)
     if grid.analyse != "none":

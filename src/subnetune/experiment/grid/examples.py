@@ -41,15 +41,17 @@ def _short_searches(grid: GridConfig, task: str, found: int) -> list[str]:
     said = []
     for size in grid.train_size:
         # What the runs themselves lack is said by itself; a search that takes all that is left is never short.
-        wanted = [(s.holdout, searched_size(s, size)) for s in searches] if size is not None and size <= found else []
+        if size is not None and size > found:
+            continue  # said by itself
+        wanted = [(search.holdout, searched_size(search, size)) for search in searches]  # None: all that is left
         short = [(holdout, least) for holdout, least in wanted if (least or 0) > found - round(holdout * found)]
         if short:
             holdout, least = max(short)
             said.append(
                 f"{task} has {found - round(holdout * found)} training examples beside the {holdout:g} that a search "
-                f"holds out, fewer than train_size {least}; lower holdout, or give the search a train_size"
+                f"holds out, fewer than train_size {least}; lower holdout, or give the search a smaller train_size"
             )
-    return said
+    return list(dict.fromkeys(said))
 
 
 def check_examples(grid: GridConfig) -> None:

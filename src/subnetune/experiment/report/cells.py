@@ -98,7 +98,10 @@ def search_table(runs: Runs) -> Table:
         taken = runs.chosen(rows[0])
         metric = next((row.result.metric for row in rows if row.result and row.result.metric), "")
         # Seeds of one search train on as many; a search may take fewer than its runs.
-        examples = next((int(r.result.settings.get("train_examples") or 0) or None for r in rows if r.result), None)
+        examples = next(
+            (int(r.result.settings.get("train_examples") or 0) or None for r in rows if r.result and r.state == "done"),
+            None,
+        )
         cells = (
             words(group.method),
             words(group.task),

@@ -25,7 +25,7 @@ from subnetune.experiment.report.table import Column, Forest, Line, Table, Value
 KINDS = {"task": "own split", "transfer": "transfer", "probe": "linear probe", "mean": "mean of tasks"}
 _GROUP = (Column("method"), Column("task"), Column("train size", "number"))
 _ONCE = ("train size", "on", "metric")  # said in the note where they are the same in all rows
-_N = Column("n", "number", "seeds with a score; every figure of the row is over these")
+_N = Column("n", "number", "seeds with a score; the figures of the row are over these")
 
 
 def _entries(comparison: Comparison) -> Iterator[tuple[Block, Entry]]:
@@ -180,7 +180,7 @@ def cost_table(comparison: Comparison) -> Table:
                 number(share(entry.trained, entry.total), part),
                 number(size(bytes_), bytes_),
                 number(duration(seconds), seconds),
-                number(size(memory or None), memory or None),
+                number(size(memory), memory),
             )
         )
     columns = (
@@ -197,7 +197,7 @@ def cost_table(comparison: Comparison) -> Table:
         ),
         Column("memory", "number", "highest point while training, beyond the process before the model was loaded"),
     )
-    note = "Means over the runs that finished; of the time the median."
+    note = "Means over the runs that finished; of the time the median, of the memory over those where it is known."
     return say_once(Table("cost", "What it cost", columns, tuple(lines), note, filtered=True), *_ONCE)
 
 

@@ -142,6 +142,55 @@ def test_memory_of_a_killed_process_is_not_known(
         assert run_cell(folder, folder.grid(), cell, threads=1).peak_memory_bytes is None
 
 
+def test_memory_is_not_that_of_a_process_before_the_one_that_was_killed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = GridConfig.from_values(grid_values(root, methods=["full"]))
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+    memory, seen = folder.cell(cell) / "memory.json", []
+
+    def stop(_: Any) -> None:
+        raise SystemExit(143)
+
+    def trained(config: Any) -> Any:
+        seen.append(memory.is_file())  # what a kill from here on leaves
+        return train(config)
+
+    monkeypatch.setattr(child.PeakMemory, "bytes", lambda _: 5)
+    monkeypatch.setattr("subnetune.experiment.loop.train", stop)  # while it is loading
+    with pytest.raises(SystemExit):
+        run_cell(folder, grid, cell, threads=1)
+    assert json.loads(memory.read_text()) == {"peak_memory_bytes": 5}
+    monkeypatch.setattr("subnetune.experiment.loop.train", trained)
+    assert run_cell(folder, grid, cell, threads=1).peak_memory_bytes == 5
+    assert seen == [False]
+
+
+def test_memory_of_a_killed_selection_is_not_known(root: Path, tmp_path: Path) -> None:
+    grid = GridConfig.from_values(grid_values(root, methods=["full"]))
+    folder = GridFolder(tmp_path / "grid")
+    folder.write_grid(grid)
+    cell = next(run_cells(grid, groups(grid)[0], {}))
+    scoring = folder.run(cell).scoring
+    scoring.mkdir(parents=True)
+    (scoring / "scores.pt").touch()
+    with child._peak_memory(folder.run(cell)) as peak:
+        pass
+    assert peak == [None]
+
+
+def test_a_run_that_was_trained_before_levels_were_written_down_has_one(run: Callable[..., Any]) -> None:
+    folder, cell, result = run(methods=["full"])
+    metrics = folder.run(cell).metrics
+    values = json.loads(metrics.read_text())
+    assert values.pop("majority") == result.majority
+    metrics.write_text(json.dumps(values))
+    (folder.cell(cell) / "result.json").unlink()
+    assert run_cell(folder, folder.grid(), cell, threads=1).majority == result.majority
+
+
 def wrapped(cause: BaseException) -> CheckpointError:
     error = CheckpointError("the checkpoint could not be written")
     error.__cause__ = cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,22 @@ def test_what_a_search_tried_is_shown_with_what_it_took(runs: Runs) -> None:
         assert cells(table, one)["setting"].text == f"lr {chosen['lr']:g}"
 
 
+def test_a_failed_search_does_not_hide_what_the_others_trained_on(runs: Runs) -> None:
+    first = runs.searches[0]
+    assert first.result is not None
+    known = replace(first.result, settings={**first.result.settings, "train_examples": 300})
+    searches = (
+        replace(first, result=CellResult("failed", error={"type": "NumericError", "message": "nan"})),
+        replace(first, seed=first.seed + 1, result=known),
+    )
+    assert "Trained on: 300." in search_table(replace(runs, searches=searches)).note
+
+
+def test_a_measured_0_is_no_unknown_cost(runs: Runs) -> None:
+    rows = made_rows("rte", {"full": [0.5, 0.6], "lora": [0.5, 0.6]}, peak_memory_bytes=0)
+    assert [value.text for value in column(cost_table(compare_rows(rows, "full")), "memory")] == ["0 B", "0 B"]
+
+
 def test_the_best_mean_of_a_column_is_marked(runs: Runs) -> None:
     table = glance_table(runs.comparison)
     for index, block in enumerate([b for b in runs.comparison.blocks if b.kind in ("mean", "task")], start=1):
@@ -241,13 +258,11 @@ def test_transfer_sets_and_probes_have_rows_and_what_was_left_out_is_said() -> N
     elsewhere = glance_table(compare_rows(rows, "full"), elsewhere=True)
     assert [one.name for one in elsewhere.columns[1:]] == [
         "hans (trained on mnli) (accuracy)",
-        "cola (trained on mnli) (matthews_correlation)",
+        "cola (probe, trained on mnli) (matthews_correlation)",
     ]
     assert [value.text for value in elsewhere.lines[1].values] == ["bitfit", "0.4500 ± 0.0000", "0.2500 ± 0.0000"]
-    plots = [
-        figure.title.partition(":")[0].partition(",")[0] for figure in distributions(compare_rows(rows, "full"), rows)
-    ]
-    assert plots == ["mnli", "hans (trained on mnli)", "cola (trained on mnli)"]
+    plots = [figure.title.partition(", 500")[0] for figure in distributions(compare_rows(rows, "full"), rows)]
+    assert plots == ["mnli", "hans (trained on mnli)", "cola (probe, trained on mnli)"]
     assert skipped_lines(rows) == ["snli: no such folder"]
     assert "Train size: 500." in table.note
 

@@ -47,7 +47,7 @@ def pareto(comparison: Comparison, rows: Sequence[Row]) -> list[Figure]:
     found = []
     for block in comparison.blocks:
         entries = [entry for entry in block.entries if entry.summary.mean is not None]
-        costs = [cost for cost in _COSTS if sum((cost.of(entry) or 0) > 0 for entry in entries) > 1]
+        costs = [cost for cost in _COSTS if sum(_drawn(cost, entry) for entry in entries) > 1]
         if block.kind == "task" and costs:
             found.append(_plot(block, entries, costs, rows))
     return found
@@ -67,6 +67,10 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return found
 
 
+def _drawn(cost: _Cost, entry: Entry) -> bool:
+    return (cost.of(entry) or 0) > 0  # an axis of powers has no place for 0
+
+
 def _plot(block: Block, entries: Sequence[Entry], costs: Sequence[_Cost], rows: Sequence[Row]) -> Figure:
     numbers = numbers_of(block, rows)
     height = _TOP + len(costs) * _HIGH + (len(costs) - 1) * _GAP + _BOTTOM
@@ -76,11 +80,10 @@ def _plot(block: Block, entries: Sequence[Entry], costs: Sequence[_Cost], rows: 
             height, rows=len(costs), left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM, gap=(0, _GAP)
         )
         for axes, cost in zip(panels, costs, strict=True):
-            known = ((entry, cost.of(entry)) for entry in entries)
             points = {
-                entry.method: (value, entry.summary.mean)
-                for entry, value in known
-                if value is not None and value > 0 and entry.summary.mean is not None
+                entry.method: (cost.of(entry) or 0.0, entry.summary.mean)
+                for entry in entries
+                if _drawn(cost, entry) and entry.summary.mean is not None
             }
             fronts[cost.word] = front(points)
             _panel(axes, points, fronts[cost.word], numbers, cost)
@@ -146,6 +149,8 @@ def _caption(fronts: Mapping[str, Sequence[str]], entries: Sequence[Entry], bloc
     always = [entry.method for entry in entries if all(entry.method in names for names in fronts.values())]
     said = [f"On the front of every cost: {listed(always)}" if always else "No method is on the front of every cost"]
     said.append("Filled marks on the dashed line are those that none beats in both; to the left is cheaper")
+    absent = {cost.word: [e.method for e in entries if not _drawn(cost, e)] for cost in _COSTS if cost.word in fronts}
+    said += [f"Not in the panel of {word}, because unknown or 0: {listed(who)}" for word, who in absent.items() if who]
     said.append("Scores and costs are means over seeds")
     if "time" in fronts:
         said[-1] += ", times medians, as measured, whatever else the machine did"

@@ -36,6 +36,15 @@ def test_unknown_costs_are_left_out(tmp_path: Path) -> None:
     assert figure.table[1][3] == "–"
 
 
+def test_who_is_not_in_a_panel_is_said(tmp_path: Path) -> None:
+    _, rows = grid(tmp_path, {("rte", 300): {"full": [0.6], "bitfit": [0.7], "lora": [0.8]}})
+    assert rows[2].result is not None
+    rows[2] = replace(rows[2], result=replace(rows[2].result, peak_memory_bytes=None))
+    (figure,) = pareto(compared(rows), rows)
+    assert "Not in the panel of memory, because unknown or 0: lora." in figure.caption
+    assert figure.caption.count("Not in the panel") == 1
+
+
 def test_one_method_or_none_is_no_comparison(tmp_path: Path) -> None:
     _, rows = grid(tmp_path, {("rte", 300): {"full": [0.6], "bitfit": ["failed"], "lora": [None]}})
     assert pareto(compared(rows), rows) == []
