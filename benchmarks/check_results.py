@@ -4,8 +4,8 @@
 
 Both folders hold a results.csv. Cells are matched by their names, which carry a hash of all that decides their result.
 On the same processor and versions the scores are equal to the last digit; elsewhere they differ by what rounding does
-to training. Cells of other options (`--no-bf16`) have other names: they are held beside the one of the same task, method,
-train size and seed. Ends with 1 where there is none of either.
+to training. Cells of other options (`--no-bf16`) have other names: they are held beside the one of the same task,
+method, train size and seed. Ends with 1 where there is none of either.
 """
 
 from __future__ import annotations
