@@ -7,8 +7,8 @@
 #   make docs        the documentation, into docs/_build/html
 #   make bench       the benchmarks: tables into docs/performance.md, figures into docs/benchmarks (hours)
 #   make results     our results in docs/results, going on where they were (hours; DATA=folder of the tasks' downloads)
-#   make results-small  one of their tables anew, and beside the committed one (half an hour); they were run in bfloat16,
-#                    and a processor without it needs SMALL_FLAGS=--no-bf16, whose scores are others
+#   make results-small  one of their tables anew, and beside the committed one (half an hour; they were run in bfloat16,
+#                    and a processor without it takes full precision, whose scores are others)
 #   make bench-quick each of them for a few seconds, to see that they run
 
 PYTHON ?= python3
@@ -28,6 +28,7 @@ RESULTS ?= low-resource domain-transfer
 SMALL_TASK ?= mrpc
 SMALL_METHODS ?= full,child-tuning-d,bitfit
 SMALL_FLAGS ?=
+HAS_BF16 := import sys, torch; from subnetune.experiment.environment import has_bf16; sys.exit(not has_bf16(torch.device('cpu')))
 
 .PHONY: setup demo test test-all check format docs bench bench-quick results results-small clean
 .DEFAULT_GOAL := test
@@ -83,8 +84,10 @@ results: $(READY)
 		$(BIN)/subnetune report runs/$$name --output docs/results/$$name; done
 
 results-small: $(READY)
+	flags="$(SMALL_FLAGS)"; $(BIN)/python -c "$(HAS_BF16)" || { flags="$$flags --no-bf16"; \
+		echo "this processor has no bfloat16: cells of their own, with other scores" >&2; }; \
 	$(BIN)/subnetune compare --config docs/results/low-resource.yaml --tasks $(SMALL_TASK) --methods $(SMALL_METHODS) \
-		--data-dir $(DATA) --output runs/results-small --workers $(WORKERS) $(SMALL_FLAGS)
+		--data-dir $(DATA) --output runs/results-small --workers $(WORKERS) $$flags
 	$(BIN)/python benchmarks/check_results.py runs/results-small docs/results/low-resource
 
 clean:

@@ -46,7 +46,8 @@ def main() -> None:
     differing = [name for name in both if new[name]["value"] != old[name]["value"]]
     for name in differing:
         print(f"{name}: {new[name]['value']} here, {old[name]['value']} there")
-    print(f"{len(both) - len(differing)} of {len(both)} cells that are in both have the same score to the last digit")
+    if both:
+        print(f"{len(both) - len(differing)} of {len(both)} cells that are in both have the same score to the last digit")
     if only := len(new) - len(both) - len(others):
         print(f"{only} finished cells are in {options.new} alone")
 
