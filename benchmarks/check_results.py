@@ -47,7 +47,9 @@ def main() -> None:
     for name in differing:
         print(f"{name}: {new[name]['value']} here, {old[name]['value']} there")
     if both:
-        print(f"{len(both) - len(differing)} of {len(both)} cells that are in both have the same score to the last digit")
+        print(
+            f"{len(both) - len(differing)} of {len(both)} cells that are in both have the same score to the last digit"
+        )
     if only := len(new) - len(both) - len(others):
         print(f"{only} finished cells are in {options.new} alone")
 
