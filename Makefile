@@ -28,7 +28,7 @@ RESULTS ?= low-resource domain-transfer
 SMALL_TASK ?= mrpc
 SMALL_METHODS ?= full,child-tuning-d,bitfit
 SMALL_FLAGS ?=
-HAS_BF16 := import sys, torch; from subnetune.experiment.environment import has_bf16; sys.exit(not has_bf16(torch.device('cpu')))
+HAS_BF16 := import sys; from subnetune.experiment.environment import has_bf16; from subnetune.experiment.session import pick_device; sys.exit(not has_bf16(pick_device()))
 
 .PHONY: setup demo test test-all check format docs bench bench-quick results results-small clean
 .DEFAULT_GOAL := test
